@@ -18,7 +18,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -130,7 +130,7 @@ def _entry(module: ModuleType) -> Entry:
     return Entry(name.rstrip("_"), function, page, module)
 
 
-@lru_cache(maxsize=None)
+@cache
 def shelf(package: str) -> Shelf:
     """The shelf of a package, the same object at every call; files are read at first use."""
     return Shelf(package)

@@ -1,0 +1,299 @@
+"""What was measured: the header of a run, its sampled steps and its events, and their JSON lines.
+
+Sizes are per element (RMS) except `delta_norm`, the L2 norm of dLoss/d(site output) per sample, root mean
+square over the batch. A missing number is None. `run.jsonl`: line 1 the header, then one line a sampled
+step (columnar: one array for each column over the sites or params), a line for each site that appears
+later, and a line for each event. Every line is written whole and flushed, so that a kill loses at most
+the step in flight; a torn last line is ignored when reading.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gradwell.errors import UnreadableInput
+from gradwell.records.numbers import from_json, to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gradwell.records.verdict import Diagnosis
+
+SCHEMA = 1
+SITE_COLUMNS = (
+    "act_rms", "act_mean", "delta_norm", "zero_frac", "dead_frac", "saturated_frac", "nonfinite",
+    "spread", "leaf_gain", "isotropic", "flow",
+)  # fmt: skip
+"""Columns over the sites. `leaf_gain`: log10 of |gradient into the leaf's input| / |gradient at its output|,
+by this call alone. `isotropic`: the part of it that a random direction would see. `flow`: share of the
+gradient's flow from the deepest site to the loss that passes here, 0 to 1. `spread`: variance between the
+samples of the batch over the mean square. `nonfinite`: number of NaN and infinite outputs."""
+PARAM_COLUMNS = ("weight_rms", "grad_rms", "update_rms", "grad_nonfinite", "grad_underflow_frac")
+"""Columns over the parameters. `update_rms`: weight after the optimizer's step minus before."""
+
+
+class Site(msgspec.Struct, frozen=True):
+    """A place where dLoss/d(output) is measured: one call of a leaf module or of a functional activation.
+
+    `role`: "weight", "activation", "norm", "source" (an embedding: the gradient ends there), "loss" or "other".
+    `order`: place in the forward order of one backward. `fan_in`, `fan_out`: units in and out, where known.
+    """
+
+    site: str
+    kind: str
+    call: int = 0
+    order: int = 0
+    root: str = ""
+    source: str | None = None
+    role: str = "other"
+    fan_in: int | None = None
+    fan_out: int | None = None
+
+
+class Param(msgspec.Struct, frozen=True):
+    """A parameter: its name, the site that owns it, its shape and its optimizer group (None: in none)."""
+
+    name: str
+    site: str
+    shape: list[int]
+    group: str | None = None
+
+
+class OptimizerInfo(msgspec.Struct, frozen=True):
+    """An optimizer as it was seen: class name and the settings of its first group."""
+
+    kind: str
+    settings: dict[str, float | bool | str | None] = {}
+
+    @property
+    def adaptive(self) -> bool:
+        """True when the step is rescaled per parameter (Adam and its kin), so that small gradients still move."""
+        name = self.kind.lower()
+        return any(word in name for word in ("adam", "rms", "adagrad", "adadelta", "lion", "rprop", "sign", "lamb"))
+
+
+class Header(msgspec.Struct, frozen=True):
+    """Line 1 of a run: the tool, the machine, the sites and the parameters."""
+
+    tool: str
+    torch: str = ""
+    python: str = ""
+    device: str = ""
+    dtype: str = ""
+    argv: list[str] = []
+    started: str = ""
+    seed: int | None = None
+    optimizers: list[OptimizerInfo] = []
+    sites: list[Site] = []
+    params: list[Param] = []
+    columns: list[str] = [*SITE_COLUMNS, *PARAM_COLUMNS]
+    schema: int = SCHEMA
+
+
+Column = list[float | None]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One sampled step. `sites` and `params` map a column's name to its numbers, in the header's order.
+
+    `total`: log10 |delta at the deepest site| / |delta at the model's output|, None where there is no such path;
+    `source` and `output` are the indices of these two sites.
+    """
+
+    step: int
+    micro_steps: int = 1
+    time_s: float = 0.0
+    loss: float | None = None
+    loss_scale: float | None = None
+    grad_norm: float | None = None
+    total: float | None = None
+    source: int | None = None
+    output: int | None = None
+    sites: dict[str, Column] = {}
+    params: dict[str, Column] = {}
+
+    def at(self, column: str, index: int) -> float | None:
+        """One number of a site, None where it was not measured."""
+        values = self.sites.get(column, [])
+        return values[index] if index < len(values) else None
+
+    def of(self, column: str, index: int) -> float | None:
+        """One number of a parameter, None where it was not measured."""
+        values = self.params.get(column, [])
+        return values[index] if index < len(values) else None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened between samples: `nonfinite_loss`, `skipped_step`, `instrument_failed`, `ended`, ..."""
+
+    event: str
+    step: int
+    detail: dict[str, Any] = {}
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A training as it was recorded. `folder` is None for a run that lives in memory only."""
+
+    header: Header
+    steps: list[Step] = []
+    events: list[Event] = []
+    folder: str | None = None
+    overhead: float | None = None
+
+    @property
+    def sites(self) -> list[Site]:
+        """All sites, in the order of the columns."""
+        return self.header.sites
+
+    @property
+    def optimizer(self) -> OptimizerInfo | None:
+        """The first optimizer seen, None for a training without one."""
+        return self.header.optimizers[0] if self.header.optimizers else None
+
+    def diagnose(self, **options: Any) -> Diagnosis:
+        """Symptoms, causes and what to try first, from the records alone.
+
+        The rules live above the records, so they are loaded by name.
+        """
+        diagnosis: Diagnosis = importlib.import_module("gradwell.journeys.diagnose").diagnose(self, **options)
+        return diagnosis
+
+    def to_frame(self) -> pd.DataFrame:
+        """The site columns as a table: one row for each sampled step and site."""
+        import pandas as pd
+
+        rows = [
+            {"step": step.step, "loss": step.loss, **msgspec.structs.asdict(site),
+             **{column: step.at(column, i) for column in SITE_COLUMNS}}
+            for step in self.steps
+            for i, site in enumerate(self.sites)
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+
+def header_line(header: Header) -> bytes:
+    """Line 1 of `run.jsonl`."""
+    fields = msgspec.to_builtins(header)
+    return msgspec.json.encode(to_json({"schema": fields.pop("schema"), **fields})) + b"\n"
+
+
+def step_line(step: Step) -> bytes:
+    """One sampled step as a line: scalars first, then one array for each column."""
+    fields = msgspec.to_builtins(step)
+    columns = {**fields.pop("sites"), **fields.pop("params")}
+    return msgspec.json.encode(to_json({**fields, **columns})) + b"\n"
+
+
+def event_line(event: Event) -> bytes:
+    """One event as a line."""
+    return msgspec.json.encode(to_json(msgspec.to_builtins(event))) + b"\n"
+
+
+def site_line(site: Site) -> bytes:
+    """A site that appeared after the header was written."""
+    return msgspec.json.encode({"new_site": msgspec.to_builtins(site)}) + b"\n"
+
+
+def load(path: str | Path) -> Run:
+    """Read a run from its folder or from its `run.jsonl`, also while it is still being written.
+
+    Raises `UnreadableInput` when there is no such file or when line 1 is not a header.
+    """
+    file = Path(path)
+    file = file / "run.jsonl" if file.is_dir() else file
+    if not file.exists():
+        raise UnreadableInput(f"No run at {path}: there is no {file.name}; name a folder written by `gradwell run`.")
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as problem:
+        raise UnreadableInput(f"Cannot read {file}: {problem.strerror}; check the file's permissions.") from None
+    header = _read_header(lines[0], file)
+    steps: list[Step] = []
+    events: list[Event] = []
+    for number, line in enumerate(lines[1:-1], start=2):  # what follows the last newline is torn or empty
+        _read_line(line, header, steps, events, where=f"{file}, line {number}")
+    return Run(header, steps, events, folder=str(file.parent), overhead=_overhead(events))
+
+
+def _read_header(line: bytes, file: Path) -> Header:
+    try:
+        header = msgspec.json.decode(line, type=Header)
+    except msgspec.MsgspecError as problem:
+        raise UnreadableInput(f"{file} is no run: line 1 is not a header ({problem}); name a `run.jsonl`.") from None
+    if header.schema > SCHEMA:
+        raise UnreadableInput(
+            f"{file} has schema {header.schema}, this gradwell reads up to {SCHEMA}; update gradwell."
+        )
+    return header
+
+
+def _read_line(line: bytes, header: Header, steps: list[Step], events: list[Event], *, where: str) -> None:
+    try:
+        fields = msgspec.json.decode(line)
+    except msgspec.MsgspecError as problem:
+        raise UnreadableInput(f"{where}: not a line of JSON ({problem}); the file was damaged after writing.") from None
+    if "new_site" in fields:
+        header.sites.append(msgspec.convert(fields["new_site"], Site))
+    elif "event" in fields:
+        events.append(msgspec.convert(fields, Event))
+    else:
+        columns = {name: [from_json(x) for x in fields.pop(name)] for name in list(fields) if _is_column(fields[name])}
+        scalars = {name: from_json(x) if isinstance(x, str) else x for name, x in fields.items()}
+        step = msgspec.convert(scalars, Step)
+        sites = {name: columns[name] for name in columns if name not in PARAM_COLUMNS}
+        params = {name: columns[name] for name in columns if name in PARAM_COLUMNS}
+        steps.append(msgspec.structs.replace(step, sites=sites, params=params))
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _overhead(events: Iterable[Event]) -> float | None:
+    return next((event.detail.get("overhead") for event in events if event.event == "ended"), None)
+
+
+class RunWriter:
+    """Writes `run.jsonl` line by line; a failing disk is told once and never stops the training."""
+
+    def __init__(self, file: Path, on_failure: Any = None) -> None:
+        self._file = file
+        self._on_failure = on_failure
+        self._stream: Any = None
+        self._failed = False
+
+    def write(self, line: bytes) -> None:
+        """Append one whole line and flush it."""
+        if self._failed:
+            return
+        try:
+            if self._stream is None:
+                self._stream = self._file.open("wb", buffering=0)
+            self._stream.write(line)
+        except OSError as problem:
+            self._failed = True
+            if self._on_failure is not None:
+                self._on_failure(f"Cannot write {self._file}: {problem.strerror}; the training goes on unrecorded.")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def finite(values: Sequence[float | None]) -> list[float]:
+    """The measured, finite numbers of a column."""
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+__all__ = [
+    "PARAM_COLUMNS", "SCHEMA", "SITE_COLUMNS", "Column", "Event", "Header", "OptimizerInfo", "Param", "Run",
+    "RunWriter", "Site", "Step", "event_line", "finite", "header_line", "load", "site_line", "step_line",
+]  # fmt: skip
