@@ -92,7 +92,7 @@ class Header(msgspec.Struct, frozen=True):
     optimizers: list[OptimizerInfo] = []
     sites: list[Site] = []
     params: list[Param] = []
-    columns: list[str] = [*SITE_COLUMNS, *PARAM_COLUMNS]
+    columns: list[str] = msgspec.field(default_factory=lambda: [*SITE_COLUMNS, *PARAM_COLUMNS])
     schema: int = SCHEMA
 
 
@@ -103,7 +103,8 @@ class Step(msgspec.Struct, frozen=True):
     """One sampled step. `sites` and `params` map a column's name to its numbers, in the header's order.
 
     `total`: log10 |delta at the deepest site| / |delta at the model's output|, None where there is no such path;
-    `source` and `output` are the indices of these two sites.
+    `source` and `output` are the indices of these two sites. `batch`: samples (axis 0 of the output site).
+    `input_rms`, `input_mean`: of the first floating tensor that the outermost module was given.
     """
 
     step: int
@@ -115,6 +116,9 @@ class Step(msgspec.Struct, frozen=True):
     total: float | None = None
     source: int | None = None
     output: int | None = None
+    batch: int | None = None
+    input_rms: float | None = None
+    input_mean: float | None = None
     sites: dict[str, Column] = {}
     params: dict[str, Column] = {}
 

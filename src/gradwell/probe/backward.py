@@ -1,0 +1,391 @@
+"""The backward half of a tape: hooks on the nodes that matter, the gradient at every site, and the way it takes.
+
+The graph of the loss is walked once when a backward begins. A hook measures the gradient that arrives at a site's
+output, the gradient that its call sends on, and, where the way forks, the share of each branch. The hooks return
+nothing, so no gradient changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradwell.measure.flow import spread_flow
+from gradwell.probe import kinds, sizes
+from gradwell.probe.graph import Edge, Graph, Key
+from gradwell.probe.tape import Handle, Tape, Visit
+
+Grads = tuple[Tensor | None, ...]
+Task = Callable[[Grads], None]
+
+
+class Backward:
+    """Measures one backward pass over the visits of a tape.
+
+    After `finish`: every visit has `delta`, `left`, `isotropic`, `flow`; `source` and `output` are the indices of
+    the deepest site and of the model's output, None where there is no path of two weights; `beyond` holds the
+    indices of sites between the output and the loss; `parameters` are the leaves that the backward reaches.
+    """
+
+    def __init__(self, tape: Tape, losses: Sequence[Tensor]) -> None:
+        self.graph = Graph([loss.grad_fn for loss in losses])
+        self.input_rms, self.input_mean = tape.input_rms, tape.input_mean
+        self.visits = tape.take()
+        self.parameters = list(self.graph.parameters.values())
+        self.source: int | None = None
+        self.output: int | None = None
+        self.beyond: set[int] = set()
+        self._tape = tape
+        self._path: set[int] = set()
+        self._pre: dict[int, list[Task]] = {}
+        self._post: dict[int, list[Task]] = {}
+        self._handles: list[Any] = []
+        self._telescoped: list[tuple[Visit, Visit]] = []
+        self._forks: list[_Fork] = []
+        self._weights: dict[Key, float] = {}
+        self._plan()
+
+    # ------------------------------------------------------------------ before
+
+    def _plan(self) -> None:
+        self._settle()
+        borders = {key for visit in self.visits for key in visit.outputs}
+        owned = self._leaves(borders)
+        self._add_ownerless(owned, borders)
+        self._find_path()
+        self._watch_sites()
+        self._watch_forks()
+        for tasks, register in ((self._pre, "register_prehook"), (self._post, "register_hook")):
+            for seq, jobs in tasks.items():
+                self._handles.append(getattr(self.graph.nodes[seq], register)(self._tape._guarded(_hook(jobs))))
+
+    def _settle(self) -> None:
+        """Turn handles into keys that this backward reaches: a tensor's own, else its base's."""
+        for visit in self.visits:
+            visit.outputs = self._reached(visit.where_out)
+            visit.inputs = set(self._reached(visit.where_in))
+
+    def _reached(self, handles: Sequence[Handle]) -> list[Key]:
+        nodes = self.graph.nodes
+        keys = [own if own[0] in nodes else base for own, base in handles]
+        return list(dict.fromkeys(key for key in keys if key is not None and key[0] in nodes))
+
+    def _leaves(self, borders: set[Key]) -> set[int]:
+        """Find the edges by which the gradient leaves each visit; returns the nodes that lie inside some visit."""
+        owned: set[int] = set()
+        for visit in self.visits:
+            own = set(visit.outputs)
+            if own and not own <= visit.inputs:  # nn.Identity and dropout in eval mode return their input
+                inside, visit.exits = self.graph.inside(own, visit.inputs - own, borders - own)
+                owned |= inside
+                _read_norm(self.graph, visit, inside)
+        return owned
+
+    def _add_ownerless(self, owned: set[int], borders: set[Key]) -> None:
+        """Sites for activations and weights outside every leaf module: functions between calls, models without modules."""
+        known = kinds.activation_names()
+        found: list[Visit] = []
+        for seq in self.graph.order:
+            if seq in owned:
+                continue
+            node = self.graph.name(seq)
+            if node in known and known[node][0] not in kinds.AMBIGUOUS:
+                visit = Visit(f"{known[node][0]}()", known[node][0], "activation")
+            elif node in kinds.WEIGHT_NODES and (parameter := self.graph.parameter_of(seq)) is not None:
+                visit = Visit(self._tape.names.parameter(parameter)[0], node.removesuffix("Backward0"), "weight")
+                visit.weight = parameter
+            else:
+                continue
+            visit.outputs = [(seq, 0)]
+            borders.add((seq, 0))
+            found.append(visit)
+        for visit in found:
+            self._tape.number(visit)
+            _, visit.exits = self.graph.inside(visit.outputs, set(), borders - set(visit.outputs))
+        if found:
+            self.visits = sorted([*self.visits, *found], key=lambda v: min((k[0] for k in v.outputs), default=0))
+
+    def _find_path(self) -> None:
+        """The deepest site, the one with most weights between it and the loss, and the nodes from there to the loss."""
+        heads = {
+            max(key[0] for key in visit.outputs): i
+            for i, visit in enumerate(self.visits)
+            if visit.outputs and (visit.role in ("weight", "source") or visit.kind in _RECURRENT)
+        }
+        depth = self.graph.depth(set(heads))
+        if heads:
+            best = max(heads, key=lambda seq: (depth[seq], -seq))
+            self.source = heads[best]
+            self._path = self.graph.descendants(key[0] for key in self.visits[self.source].outputs)
+
+    def _watch_sites(self) -> None:
+        graph, path = self.graph, self._path
+        owner: dict[Key, Visit] = {}
+        for visit in self.visits:
+            for key in visit.outputs:
+                owner.setdefault(key, visit)
+                self._pre.setdefault(key[0], []).append(_arrive(visit, key[1]))
+        for visit in self.visits:
+            exits = [(e, key) for e in visit.exits if (key := graph.edges[e[0]][e[1]]) is not None and key[0] in path]
+            visit.exits = [edge for edge, _ in exits]
+            if len(exits) == 1:
+                (seq, j), key = exits[0]
+                below = owner.get(key)
+                if below is not None and len(graph.senders[key]) == 1 and len(below.outputs) == 1:
+                    self._telescoped.append((visit, below))  # what leaves here is what arrives there
+                    if visit.role == "activation":
+                        self._post.setdefault(seq, []).append(_slope(visit, j))
+                    continue
+                self._post.setdefault(seq, []).append(_depart(visit, j))
+            elif exits:
+                parts = _Parts(visit, [key for _, key in exits])
+                for (seq, j), key in exits:
+                    self._post.setdefault(seq, []).append(parts.task(j, key))
+
+    def _watch_forks(self) -> None:
+        if self.source is None:
+            return
+        for _, edges in self.graph.forks(self._path):
+            fork = _Fork(edges)
+            self._forks.append(fork)
+            for seq, j in edges:
+                self._post.setdefault(seq, []).append(fork.task((seq, j)))
+        numbers: dict[int, set[int]] = {}
+        for seq, number in self.graph.senders:
+            if seq in self._path:
+                numbers.setdefault(seq, set()).add(number)
+        for seq, several in numbers.items():
+            if len(several) > 1:
+                self._pre.setdefault(seq, []).append(_weigh(seq, several, self._weights))
+
+    # ------------------------------------------------------------------ after
+
+    def finish(self) -> None:
+        """Take the hooks off and turn what they saw into numbers."""
+        self.close()
+        for visit, below in self._telescoped:
+            visit.left = below.delta
+        for visit in self.visits:
+            if visit.outputs and set(visit.outputs) <= visit.inputs:
+                visit.left, visit.isotropic = visit.delta, 0.0
+        _finish_units(self.visits)
+        _finish_slopes(self.visits)
+        _finish_weights(self.visits)
+        if self.source is not None:
+            self._find_flow(self.visits[self.source])
+        self.graph = Graph([])
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _find_flow(self, source: Visit) -> None:
+        shares = {edge: share for fork in self._forks for edge, share in fork.shares().items()}
+        flow = spread_flow(self.graph.order, self.graph.edges, self._path, source.outputs, shares, self._weights)
+        for visit in self.visits:
+            visit.flow = sum(flow.get(key, 0.0) for key in visit.outputs)
+        through = [
+            i for i, v in enumerate(self.visits)
+            if v.role == "weight" and v.delta is not None and v.outputs and v.outputs[0][0] in self._path
+        ]  # fmt: skip
+        trunk = [i for i in through if (self.visits[i].flow or 0.0) > 0.5]
+        self.output = (trunk or sorted(through, key=lambda i: self.visits[i].flow or 0.0) or [self.source])[-1]
+        assert self.output is not None
+        last = {key[0] for key in self.visits[self.output].outputs}
+        beyond = self.graph.descendants(last) - last
+        self.beyond = {i for i, v in enumerate(self.visits) if any(key[0] in beyond for key in v.outputs)}
+
+
+_RECURRENT = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}
+
+
+def _hook(jobs: list[Task]) -> Callable[..., None]:
+    """One hook for all that is to be measured at a node; the first argument holds the gradients in question."""
+    if len(jobs) == 1:
+        only = jobs[0]
+        return lambda grads, *_: only(grads)
+
+    def run(grads: Grads, *_: Any) -> None:
+        for job in jobs:
+            job(grads)
+
+    return run
+
+
+def _arrive(visit: Visit, number: int) -> Task:
+    """dLoss/d(output) of a visit; several outputs add up in squares."""
+
+    def task(grads: Grads) -> None:
+        grad = grads[number]
+        if grad is None:
+            return
+        norm = sizes.l2(grad.detach())
+        visit.delta = norm if visit.delta is None else math.hypot(visit.delta, norm)
+        if visit.role == "activation":
+            visit.entered = sizes.flat_sample(grad)
+
+    return task
+
+
+def _slope(visit: Visit, j: int) -> Task:
+    """phi' of an activation: gradient sent on over gradient arrived, element by element of a sample."""
+
+    def task(grads: Grads) -> None:
+        grad = grads[j]
+        if grad is not None and visit.entered is not None:
+            on = sizes.flat_sample(grad)
+            if on.shape == visit.entered.shape:
+                visit.ratio = on / visit.entered
+            visit.entered = None
+
+    return task
+
+
+def _depart(visit: Visit, j: int) -> Task:
+    """The gradient that a visit sends to its input."""
+    slope = _slope(visit, j) if visit.role == "activation" else None
+
+    def task(grads: Grads) -> None:
+        grad = grads[j]
+        if grad is not None:
+            visit.left = sizes.l2(grad.detach())
+            if slope is not None:
+                slope(grads)
+
+    return task
+
+
+class _Parts:
+    """A gradient that leaves a visit by several edges: vectors add up where they go to the same tensor."""
+
+    def __init__(self, visit: Visit, keys: list[Key]) -> None:
+        self.visit = visit
+        self.missing = len(keys)
+        self.sums: dict[Key, Tensor] = {}
+
+    def task(self, j: int, key: Key) -> Task:
+        def task(grads: Grads) -> None:
+            grad = grads[j]
+            self.missing -= 1
+            if grad is not None:
+                with torch.no_grad():
+                    self.sums[key] = grad.detach() if key not in self.sums else self.sums[key] + grad.detach()
+            if self.missing == 0:
+                self._done()
+
+        return task
+
+    def _done(self) -> None:
+        visit = self.visit
+        visit.left = math.sqrt(sum(sizes.l2(total) ** 2 for total in self.sums.values()))
+        if visit.role == "activation" and len(self.sums) == 1 and visit.entered is not None:
+            on = sizes.flat_sample(next(iter(self.sums.values())))
+            if on.shape == visit.entered.shape:
+                visit.ratio = on / visit.entered
+        self.sums, visit.entered = {}, None
+
+
+class _Fork:
+    """The gradients that come together at one tensor. Share of a branch k: <d_k, d> / |d|^2 with d = sum_k d_k.
+
+    Taken on a sample of the elements; the shares add up to 1, a negative one is destructive interference.
+    """
+
+    def __init__(self, edges: list[Edge]) -> None:
+        self.edges = edges
+        self.parts: dict[Edge, Tensor] = {}
+
+    def task(self, edge: Edge) -> Task:
+        def task(grads: Grads) -> None:
+            grad = grads[edge[1]]
+            if grad is not None and grad.numel():
+                self.parts[edge] = _scaled_sample(grad)
+
+        return task
+
+    def shares(self) -> dict[Edge, float]:
+        if not self.parts:
+            return dict.fromkeys(self.edges, 1 / len(self.edges))
+        if len(self.parts) == 1:
+            return {edge: float(edge in self.parts) for edge in self.edges}
+        stacked = torch.stack([part.double() for part in self.parts.values()])
+        largest = stacked.abs().max()
+        stacked = stacked / largest if largest > 0 else stacked
+        total = stacked.sum(0)
+        square = float(total @ total)
+        if not square > 0 or not math.isfinite(square):
+            return {edge: float(edge in self.parts) / len(self.parts) for edge in self.edges}
+        inner = (stacked @ total / square).tolist()
+        return dict.fromkeys(self.edges, 0.0) | dict(zip(self.parts, inner, strict=True))
+
+
+def _scaled_sample(grad: Tensor) -> Tensor:
+    return sizes.flat_sample(grad).clone()
+
+
+def _weigh(seq: int, numbers: set[int], weights: dict[Key, float]) -> Task:
+    """A node with several outputs (split, unbind): its flow goes to them by the squares of their gradients."""
+
+    def task(grads: Grads) -> None:
+        squares = {n: sizes.l2(g.detach()) ** 2 for n in numbers if (g := grads[n]) is not None}
+        total = sum(squares.values())
+        for n in numbers:
+            weights[(seq, n)] = squares.get(n, 0.0) / total if total > 0 else 1 / len(numbers)
+
+    return task
+
+
+_SAVED_RSTD = {
+    "NativeLayerNormBackward0": "_saved_result2",
+    "NativeBatchNormBackward0": "_saved_result2",
+    "CudnnBatchNormBackward0": "_saved_result2",
+    "NativeGroupNormBackward0": "_saved_result2",
+    "FusedRmsNormBackward0": "_saved_result1",
+}
+
+
+def _read_norm(graph: Graph, visit: Visit, inside: set[int]) -> None:
+    """Isotropic gain of a normalisation from the 1/s that its node saved: 1/2 log10( mean g^2 (n-2)/n mean 1/s^2 )."""
+    if visit.role != "norm":
+        return
+    for seq in inside:
+        name = graph.name(seq)
+        rstd = getattr(graph.nodes[seq], _SAVED_RSTD.get(name, ""), None)
+        if not isinstance(rstd, Tensor) or rstd.numel() == 0:
+            continue
+        gain = next((v.detach().double().square().mean().item() for _, v in graph.leaves.get(seq, []) if v.dim() == 1), 1.0)
+        count, lost = visit.numel // rstd.numel(), 1 if "Rms" in name else 2
+        square = rstd.detach().double().square().mean().item() * gain * (count - lost) / max(count, 1)
+        if square > 0 and math.isfinite(square):
+            visit.isotropic = 0.5 * math.log10(square)
+
+
+def _finish_units(visits: list[Visit]) -> None:
+    sampled = [visit for visit in visits if visit.values is not None]
+    rows = sizes.unit_statistics([visit.values for visit in sampled if visit.values is not None])
+    for visit, row in zip(sampled, rows, strict=True):
+        visit.stats, visit.values = row, None
+
+
+def _finish_slopes(visits: list[Visit]) -> None:
+    active = [visit for visit in visits if visit.ratio is not None]
+    ratios = [visit.ratio for visit in active if visit.ratio is not None]
+    found = sizes.slope_statistics(ratios, [kinds.largest_slope(visit.kind) for visit in active])
+    for visit, (square, saturated) in zip(active, found, strict=True):
+        visit.ratio = None
+        visit.stats["saturated"] = saturated
+        if square > 0:
+            visit.isotropic = 0.5 * math.log10(square)
+
+
+def _finish_weights(visits: list[Visit]) -> None:
+    heavy = [(visit, visit.weight) for visit in visits if visit.weight is not None]
+    for (visit, weight), norm in zip(heavy, sizes.l2_all([w.detach() for _, w in heavy]), strict=True):
+        visit.isotropic = kinds.isotropic_weight(weight, norm, visit.kind, visit.out_shape)
+        visit.weight = None

@@ -1,0 +1,97 @@
+"""What part a module, a function or an autograd node plays: weight, activation, norm, source, loss or other.
+
+The activations and their names come from the shelf in `theory.activations`; nothing is listed twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from gradwell.shelf import shelf
+
+WEIGHT_NODES = {"AddmmBackward0", "MmBackward0", "ConvolutionBackward0", "BmmBackward0", "MvBackward0", "AddmvBackward0"}
+"""Autograd nodes that multiply with a weight, when one of their inputs is a leaf tensor."""
+
+
+@cache
+def activation_names() -> dict[str, tuple[str, float]]:
+    """(id, largest slope) by every name of an activation: module class, function, in-place twin, autograd node."""
+    names: dict[str, tuple[str, float]] = {}
+    for entry in shelf("gradwell.theory.activations").values():
+        fact = (entry.id, float(entry.fact("MAX_SLOPE", 1.0)))
+        for name in (*entry.fact("TORCH", ()), *entry.fact("AUTOGRAD", ())):
+            names.setdefault(name, fact)
+    return names
+
+
+@cache
+def functional_activations() -> dict[Callable[..., Any], str]:
+    """The functions through which scripts call an activation, and the name to show: `F.relu`, `torch.tanh`, `x.tanh()`.
+
+    Only what can be nothing but an activation: `exp`, `sin`, `erf`, `mul` and `clamp` have other uses and stay out.
+    """
+    found: dict[Callable[..., Any], str] = {}
+    for name, (activation, _) in activation_names().items():
+        if activation in AMBIGUOUS or not name.islower():
+            continue
+        for home in (functional, torch, torch.Tensor):
+            for variant in (name, f"{name}_"):
+                function = getattr(home, variant, None)
+                if callable(function):
+                    found[function] = name
+    return found
+
+
+AMBIGUOUS = {"exp", "sin", "erf", "identity", "maxout"}
+
+
+@lru_cache(maxsize=4096)
+def _class_role(kind: type[nn.Module]) -> str:
+    name = kind.__name__
+    if issubclass(kind, nn.modules.loss._Loss):
+        return "loss"
+    if issubclass(kind, (nn.Embedding, nn.EmbeddingBag)):
+        return "source"
+    if issubclass(kind, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
+        return "other"
+    if issubclass(kind, nn.Identity):
+        return "other"
+    if name in activation_names():
+        return "activation"
+    if "Norm" in name:
+        return "norm"
+    return ""
+
+
+def role_of(module: nn.Module) -> str:
+    """The part that a leaf module plays."""
+    role = _class_role(type(module))
+    if role:
+        return role
+    return "weight" if any(p is not None and p.dim() >= 2 for p in module._parameters.values()) else "other"
+
+
+def largest_slope(kind: str) -> float:
+    """sup |phi'| of an activation by its class, function or node name; 1 for one that is not on the shelf."""
+    return activation_names().get(kind, ("", 1.0))[1]
+
+
+def isotropic_weight(weight: torch.Tensor, norm: float, kind: str, out_shape: tuple[int, ...]) -> float | None:
+    """log10 of the gain of a random cotangent through a linear map: 1/2 log10(|W|_F^2 / n_out).
+
+    Convolutions: |J|_F^2 = positions * |W|_F^2 and n_out = channels * positions, so n_out counts channels
+    (borders neglected). Transposed convolutions have weight (in, out, ...) and more positions out than in.
+    """
+    if norm <= 0 or not math.isfinite(norm) or weight.dim() < 2:
+        return None
+    if "ConvTranspose" in kind:
+        return None
+    units = out_shape[-1] if weight.dim() == 2 and out_shape else weight.shape[0]
+    return math.log10(norm) - 0.5 * math.log10(max(units, 1))

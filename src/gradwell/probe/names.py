@@ -1,0 +1,247 @@
+"""What to call a module, and the line of the user's own file where it was built.
+
+A root is the outermost module called; it only gives names (PITFALLS P32): the name comes from the variable, list
+or attribute that holds it where it was called, so that layers in a list read `layers[3]`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import sysconfig
+import textwrap
+import weakref
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+_OURS = str(Path(__file__).parents[1])
+_LIBRARIES = tuple(
+    {_OURS, str(Path(torch.__file__).parent), *(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib"))}
+)
+
+
+@lru_cache(maxsize=4096)
+def _is_users(filename: str) -> bool:
+    return not filename.startswith(_LIBRARIES) and not filename.startswith("<")
+
+
+@lru_cache(maxsize=4096)
+def _short(filename: str) -> str:
+    try:
+        return str(Path(filename).resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return Path(filename).name
+
+
+def user_frame(depth: int = 1) -> FrameType | None:
+    """The innermost frame on the stack that runs the user's own code."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and not _is_users(frame.f_code.co_filename):
+        frame = frame.f_back
+    return frame
+
+
+def user_line(depth: int = 1) -> str | None:
+    """`file:line` of the innermost user frame, relative to the working directory where it lies below it."""
+    frame = user_frame(depth + 1)
+    return None if frame is None else f"{_short(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+class Construction:
+    """Notes the line where each module is built while it is on; `lines` forgets modules that are gone.
+
+    `nn.Module.__init__` is replaced by one that notes the line and calls the original.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+        self._original: Callable[..., None] | None = None
+
+    def on(self) -> Construction:
+        """Start noting."""
+        original = nn.Module.__init__
+        lines = self._lines
+
+        def __init__(module: nn.Module, *args: Any, **kwargs: Any) -> None:  # noqa: N807 (stands in for it)
+            line = user_line(2)
+            if line is not None:
+                key = id(module)
+                lines[key] = (weakref.ref(module, lambda _: lines.pop(key, None)), line)
+            original(module, *args, **kwargs)
+
+        self._original = original
+        nn.Module.__init__ = __init__  # type: ignore[method-assign]
+        return self
+
+    def off(self) -> None:
+        """Put the original back."""
+        if self._original is not None:
+            nn.Module.__init__ = self._original  # type: ignore[method-assign]
+            self._original = None
+
+    def line(self, module: nn.Module) -> str | None:
+        """Where a module was built, None when it was built before or copied."""
+        known = self._lines.get(id(module))
+        return known[1] if known is not None and known[0]() is module else None
+
+
+class Names:
+    """Names and source lines of modules and parameters, worked out once for each root."""
+
+    def __init__(self, construction: Construction | None = None) -> None:
+        self.construction = construction
+        self._modules: dict[int, tuple[weakref.ref[nn.Module], str, str]] = {}
+        self._parameters: dict[int, tuple[Any, str, str]] = {}
+        self._parents: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+        self._roots: dict[int, str] = {}
+        self._sources: dict[int, str | None] = {}
+
+    def root(self, module: nn.Module, name: str | None = None, frame: FrameType | None = None) -> None:
+        """Learn the names below a root; `name` None: the variable that holds it in the calling user frame."""
+        if id(module) in self._modules and self._modules[id(module)][0]() is module:
+            return
+        owner, prefix = module, name
+        if prefix is None:
+            owner, prefix = _holder(module, frame)
+        title = type(owner).__name__ if prefix == "" else prefix
+        for path, child in owner.named_modules(remove_duplicate=False):
+            full = ".".join(part for part in (prefix, path) if part)
+            if id(child) not in self._modules or self._modules[id(child)][0]() is not child:
+                self._modules[id(child)] = (weakref.ref(child), full or type(child).__name__, title)
+            for attribute, grandchild in child._modules.items():
+                if grandchild is not None:
+                    self._parents.setdefault(id(grandchild), (weakref.ref(child), attribute))
+        for path, parameter in owner.named_parameters():
+            full = ".".join(part for part in (prefix, path) if part)
+            site = full.rpartition(".")[0]
+            self._parameters.setdefault(id(parameter), (weakref.ref(parameter), full, site))
+
+    def module(self, module: nn.Module) -> tuple[str, str]:
+        """The name of a module and of its root; its class where no root holds it."""
+        known = self._modules.get(id(module))
+        if known is None or known[0]() is not module:
+            return type(module).__name__, ""
+        return known[1], known[2]
+
+    def parameter(self, tensor: Any) -> tuple[str, str]:
+        """The name of a parameter and of the site that owns it; a bare tensor is looked up in the user's frames."""
+        known = self._parameters.get(id(tensor))
+        if known is None or known[0]() is not tensor:
+            name = _variable_of(tensor) or f"tensor{tuple(tensor.shape)}".replace(" ", "")
+            known = (weakref.ref(tensor), name, name)
+            self._parameters[id(tensor)] = known
+        return known[1], known[2]
+
+    def source(self, module: nn.Module) -> str | None:
+        """`file:line` of the user's own code that built the module.
+
+        Noted at construction where that was watched; else the line of the assignment in the parent's class, when
+        that class stands in the user's own file.
+        """
+        if self.construction is not None:
+            line = self.construction.line(module)
+            if line is not None:
+                return line
+        if id(module) not in self._sources:
+            self._sources[id(module)] = self._assigned(module)
+        return self._sources[id(module)]
+
+    def _assigned(self, module: nn.Module) -> str | None:
+        """The line where an ancestor's class assigns the attribute that leads to the module."""
+        seen = 0
+        child = module
+        while seen < 32 and id(child) in self._parents:
+            holder, attribute = self._parents[id(child)]
+            parent = holder()
+            if parent is None:
+                return None
+            line = _assignment_line(type(parent), attribute)
+            if line is not None:
+                return line
+            child, seen = parent, seen + 1
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _assignment_line(owner: type, attribute: str) -> str | None:
+    """`file:line` of `self.attribute = ...` in a class of the user's own file, None where there is none."""
+    try:
+        filename = inspect.getsourcefile(owner)
+        if filename is None or not _is_users(filename):
+            return None
+        lines, first = inspect.getsourcelines(owner)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(t, ast.Attribute) and t.attr == attribute for t in targets):
+                return f"{_short(filename)}:{first + node.lineno - 1}"
+    return None
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    frame = frame or user_frame(2)
+    for _ in range(12):
+        if frame is None:
+            return
+        if _is_users(frame.f_code.co_filename):
+            yield frame
+        frame = frame.f_back
+
+
+def _holder(module: nn.Module, frame: FrameType | None) -> tuple[nn.Module, str]:
+    """The outermost module that owns `module` among the variables in sight, and the name to put in front.
+
+    A model called by its variable gets no prefix when it is the only thing called (`model(x)` reads `hidden.0`),
+    an element of a list reads `layers[3]`, a child of an object that is itself a module reads `net.0`.
+    """
+    for candidate in _frames(frame):
+        for name, value in list(candidate.f_locals.items()):
+            if value is module:
+                continue
+            if isinstance(value, nn.Module) and any(child is module for child in value.modules()):
+                return value, ""
+            label = _inside(module, value)
+            if label is not None:
+                return module, f"{name}{label}"
+            owned = getattr(value, "__dict__", None)
+            if owned and not isinstance(value, (type, nn.Module)) and any(v is module for v in owned.values()):
+                return module, next(k for k, v in owned.items() if v is module)
+    for candidate in _frames(frame):
+        for name, value in list(candidate.f_locals.items()):
+            if value is module and name not in _PLAIN_NAMES:
+                return module, name
+    return module, ""
+
+
+_PLAIN_NAMES = {"model", "net", "network", "module", "self", "m", "fn", "f"}
+
+
+def _inside(item: Any, container: Any) -> str | None:
+    if isinstance(container, (list, tuple)) and len(container) < 4096:
+        return next((f"[{i}]" for i, value in enumerate(container) if value is item), None)
+    if isinstance(container, dict) and len(container) < 4096:
+        return next((f"[{k!r}]" for k, value in list(container.items()) if value is item), None)
+    return None
+
+
+def _variable_of(tensor: Any) -> str | None:
+    for candidate in _frames(user_frame(3)):
+        for name, value in list(candidate.f_locals.items()):
+            if value is tensor:
+                return name
+            label = _inside(tensor, value)
+            if label is not None:
+                return f"{name}{label}"
+    return None
+
+

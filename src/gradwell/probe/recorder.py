@@ -1,0 +1,214 @@
+"""From what the tape measured to a step's record: columns over sites and parameters in a fixed order."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from gradwell import __version__
+from gradwell.probe import sizes
+from gradwell.probe.backward import Backward
+from gradwell.probe.names import Names
+from gradwell.probe.tape import Visit
+from gradwell.records.numbers import log10
+from gradwell.records.run import PARAM_COLUMNS, SITE_COLUMNS, Header, OptimizerInfo, Param, Site, Step
+
+_TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+
+class Weights:
+    """Copies of the parameters, to measure an update as weight after minus weight before."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            self.parameters = list(parameters)
+            self.before = [p.detach().clone() for p in parameters]
+
+    def update_norms(self) -> list[float]:
+        """L2 norm of after minus before for each parameter."""
+        with torch.no_grad():
+            after = [p.detach() for p in self.parameters]
+            same = [b.shape == a.shape for a, b in zip(after, self.before, strict=True)]
+            changes = [a - b if ok else torch.zeros(1) for a, b, ok in zip(after, self.before, same, strict=True)]
+            return sizes.l2_all(changes)
+
+
+class Recorder:
+    """Keeps the order of sites and parameters and writes steps in it.
+
+    `new_sites` since the last look are handed out by `appeared`.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.sites: list[Site] = []
+        self.params: list[Param] = []
+        self.tensors: list[Tensor] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self._site_index: dict[tuple[str, int, str], int] = {}
+        self._param_index: dict[int, int] = {}
+        self._told = 0
+
+    def appeared(self) -> list[Site]:
+        """Sites that appeared since the last call."""
+        fresh, self._told = self.sites[self._told :], len(self.sites)
+        return fresh
+
+    def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note an optimizer; its parameters become known."""
+        if not any(known is optimizer for known in self.optimizers):
+            self.optimizers.append(optimizer)
+
+    def add_parameters(self, tensors: Iterable[Tensor]) -> None:
+        """Make parameters known, in the order in which they are first seen."""
+        groups = {
+            id(p): (f"{n}.{g}" if len(self.optimizers) > 1 else str(g))
+            for n, optimizer in enumerate(self.optimizers)
+            for g, group in enumerate(optimizer.param_groups)
+            for p in group["params"]
+        }
+        for tensor in tensors:
+            if id(tensor) not in self._param_index:
+                self._param_index[id(tensor)] = len(self.tensors)
+                name, site = self.names.parameter(tensor)
+                self.tensors.append(tensor)
+                self.params.append(Param(name, site, list(tensor.shape), groups.get(id(tensor))))
+
+    def header(self, *, argv: Sequence[str], started: str, seed: int | None = None) -> Header:
+        """Line 1 of the run, with what is known now."""
+        first = self.tensors[0] if self.tensors else None
+        return Header(
+            tool=f"gradwell {__version__}",
+            torch=torch.__version__,
+            python=platform.python_version(),
+            device=str(first.device) if first is not None else "",
+            dtype=str(first.dtype).removeprefix("torch.") if first is not None else "",
+            argv=list(argv),
+            started=started,
+            seed=seed,
+            optimizers=[optimizer_info(optimizer) for optimizer in self.optimizers],
+            sites=list(self.sites),
+            params=list(self.params),
+        )
+
+    def step(self, backward: Backward, number: int, *, loss: float | None, **scalars: Any) -> Step:
+        """The record of one backward pass; updates are added by `with_updates` when the optimizer has stepped."""
+        visits = backward.visits
+        index = [self._index(i, visit) for i, visit in enumerate(visits)]
+        columns: dict[str, list[float | None]] = {name: [None] * len(self.sites) for name in SITE_COLUMNS}
+        root_batch = math.sqrt(max(self._batch(backward), 1))
+        for i, visit in enumerate(visits):
+            on_ledger = backward.source is not None and i != backward.source and i not in backward.beyond
+            for name, value in _site_row(visit, root_batch, on_ledger=on_ledger).items():
+                columns[name][index[i]] = value
+        total = None
+        if backward.source is not None and backward.output is not None and backward.source != backward.output:
+            total = _gain(visits[backward.source].delta, visits[backward.output].delta)
+        params, norm = self._param_columns()
+        return Step(
+            step=number,
+            loss=loss,
+            grad_norm=norm,
+            total=total,
+            source=None if backward.source is None else index[backward.source],
+            output=None if backward.output is None else index[backward.output],
+            batch=self._batch(backward),
+            input_rms=backward.input_rms,
+            input_mean=backward.input_mean,
+            sites=columns,
+            params=params,
+            **scalars,
+        )
+
+    def with_updates(self, step: Step, norms: Sequence[float]) -> Step:
+        """The same step with `update_rms` filled in, for the parameters known when the copy was taken."""
+        counts = [max(p.numel(), 1) for p in self.tensors]
+        column: list[float | None] = [n / math.sqrt(c) for n, c in zip(norms, counts, strict=False)]
+        return msgspec.structs.replace(step, params={**step.params, "update_rms": column})
+
+    def _index(self, order: int, visit: Visit) -> int:
+        key = (visit.name, visit.call, visit.kind)
+        if key not in self._site_index:
+            self._site_index[key] = len(self.sites)
+            self.sites.append(
+                Site(
+                    visit.name, visit.kind, visit.call, order, visit.root, visit.source, visit.role,
+                    visit.fan_in, visit.fan_out,
+                )  # fmt: skip
+            )
+        return self._site_index[key]
+
+    def _batch(self, backward: Backward) -> int:
+        if backward.output is None:
+            return 1
+        shape = backward.visits[backward.output].out_shape
+        return shape[0] if len(shape) > 1 else 1
+
+    def _param_columns(self) -> tuple[dict[str, list[float | None]], float | None]:
+        columns: dict[str, list[float | None]] = {name: [None] * len(self.tensors) for name in PARAM_COLUMNS}
+        weights = sizes.l2_all([t.detach() for t in self.tensors])
+        with_grad = [(i, t.grad) for i, t in enumerate(self.tensors) if t.grad is not None]
+        norms = sizes.l2_all([g.detach() for _, g in with_grad])
+        for i, (tensor, norm) in enumerate(zip(self.tensors, weights, strict=True)):
+            columns["weight_rms"][i] = norm / math.sqrt(max(tensor.numel(), 1))
+        for (i, grad), norm in zip(with_grad, norms, strict=True):
+            rms = norm / math.sqrt(max(grad.numel(), 1))
+            columns["grad_rms"][i] = rms
+            columns["grad_nonfinite"][i] = sizes.nonfinite_count(grad, norm)
+            columns["grad_underflow_frac"][i] = _underflow(grad, rms)
+        return columns, math.hypot(*norms) if norms else None
+
+
+def optimizer_info(optimizer: torch.optim.Optimizer) -> OptimizerInfo:
+    """Class name and the plain settings of the first group."""
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    settings = {
+        name: float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+        for name, value in group.items()
+        if name != "params" and isinstance(value, (int, float, bool, str))
+    }
+    betas = group.get("betas")
+    if betas:
+        settings |= {"beta1": float(betas[0]), "beta2": float(betas[1])}
+    return OptimizerInfo(type(optimizer).__name__, settings)
+
+
+def _underflow(grad: Tensor, rms: float) -> float:
+    """Share of the elements that are zero or below the dtype's smallest normal number; looked at only near there."""
+    tiny = _TINY.get(grad.dtype, 0.0)
+    if grad.is_sparse or not math.isfinite(rms) or rms > 1e4 * tiny:
+        return 0.0
+    return float((grad.detach().abs() < tiny).double().mean().item())
+
+
+def _site_row(visit: Visit, root_batch: float, *, on_ledger: bool) -> dict[str, float | None]:
+    stats = visit.stats
+    active = visit.role == "activation"
+    gain = _gain(visit.left, visit.delta) if on_ledger else None
+    return {
+        "act_rms": None if visit.size is None else visit.size / math.sqrt(max(visit.numel, 1)),
+        "act_mean": stats.get("mean"),
+        "delta_norm": None if visit.delta is None else visit.delta / root_batch,
+        "zero_frac": stats.get("zero"),
+        "dead_frac": stats.get("dead"),
+        "saturated_frac": stats.get("saturated") if active else None,
+        "nonfinite": None if visit.nonfinite is None else float(visit.nonfinite),
+        "spread": stats.get("spread"),
+        "leaf_gain": gain,
+        "isotropic": visit.isotropic if gain is not None else None,
+        "flow": visit.flow,
+    }
+
+
+def _gain(left: float | None, arrived: float | None) -> float | None:
+    """log10 of a ratio of two sizes; None where one was not measured."""
+    above, below = log10(left), log10(arrived)
+    if above is None or below is None:
+        return None
+    return above - below if math.isfinite(below) else math.nan

@@ -1,0 +1,266 @@
+"""The forward half of a tape: which leaf was called when, with which keys in the autograd graph, and its sizes.
+
+Global module hooks note each call of a leaf module, a TorchFunctionMode each functional activation. Nothing is kept
+alive but small samples: a call remembers sequence numbers, not tensors. Full backward hooks are never used
+(PITFALLS P1). What happens in the backward pass is measured by `probe.backward`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from gradwell.probe import kinds, sizes
+from gradwell.probe.graph import Edge, Key, key_of
+from gradwell.probe.names import Names, user_line
+
+MAX_CALLS = 20_000
+"""Calls on one tape at most; a loop that runs a model for ever without a backward must not fill the memory."""
+
+Handle = tuple[Key, Key | None]
+"""Where a tensor lives in the graph: its own key, and its base's where it is a view (see `handle_of`)."""
+
+
+class Visit:
+    """One call of a leaf: who it is, where it lies in the graph, and what was measured there."""
+
+    __slots__ = (
+        "call", "delta", "entered", "exits", "fan_in", "fan_out", "flow", "inputs", "isotropic", "kind", "left", "name",
+        "nonfinite", "numel", "out_shape", "outputs", "ratio", "role", "root", "size", "source", "stats", "values",
+        "weight", "where_in", "where_out",
+    )  # fmt: skip
+
+    def __init__(self, name: str, kind: str, role: str, *, root: str = "", source: str | None = None) -> None:
+        self.name, self.kind, self.role, self.root, self.source = name, kind, role, root, source
+        self.call = 0
+        self.where_in: list[Handle] = []
+        self.where_out: list[Handle] = []
+        self.weight: Tensor | None = None
+        self.fan_in: int | None = None
+        self.fan_out: int | None = None
+        self.out_shape: tuple[int, ...] = ()
+        self.numel = 0
+        self.size: float | None = None  # L2 norm of the output
+        self.nonfinite: int | None = None
+        self.values: Tensor | None = None  # sample (B, P, U) of the output
+        self.stats: dict[str, float] = {}
+        # filled by the backward half:
+        self.inputs: set[Key] = set()
+        self.outputs: list[Key] = []
+        self.exits: list[Edge] = []
+        self.delta: float | None = None  # L2 norm of dLoss/d(output)
+        self.left: float | None = None  # L2 norm of the gradient that this call sends to its input
+        self.entered: Tensor | None = None  # sample of dLoss/d(output)
+        self.ratio: Tensor | None = None  # sample of the gradient sent on / gradient arrived
+        self.isotropic: float | None = None  # log10 gain for a random cotangent
+        self.flow: float | None = None
+
+
+class _Frame:
+    __slots__ = ("container", "inputs", "module", "shape")
+
+    def __init__(self, module: nn.Module, inputs: list[Handle], shape: tuple[int, ...]) -> None:
+        self.module, self.inputs, self.shape = module, inputs, shape
+        self.container = False
+
+
+class Tape:
+    """Records the calls between `start` and `stop`; `take` hands them over and begins a new tape."""
+
+    def __init__(self, names: Names, *, on_failure: Callable[[Exception], None] | None = None) -> None:
+        self.names = names
+        self.visits: list[Visit] = []
+        self.input_rms: float | None = None
+        self.input_mean: float | None = None
+        self._on_failure = on_failure
+        self._stack: list[_Frame] = []
+        self._calls: dict[str, int] = {}
+        self._handles: list[Any] = []
+        self._functions = _Functions(self)
+
+    @property
+    def running(self) -> bool:
+        """True while the hooks are on."""
+        return bool(self._handles)
+
+    def start(self) -> None:
+        """Put the global module hooks on."""
+        if not self._handles:
+            self._handles = [
+                register_module_forward_pre_hook(self._guarded(self._enter)),
+                register_module_forward_hook(self._guarded(self._leave), always_call=True),
+            ]
+
+    def stop(self) -> None:
+        """Take every hook off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._stack = []
+        self._functions.close()
+
+    def take(self) -> list[Visit]:
+        """The visits so far; the tape goes on with an empty list."""
+        visits, self.visits, self._calls = self.visits, [], {}
+        self.input_rms = self.input_mean = None
+        return visits
+
+    def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """The instrument never harms the patient: an exception of ours ends the recording, not the training."""
+
+        def guarded(*args: Any) -> None:
+            if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+                return
+            try:
+                hook(*args)
+            except Exception as problem:
+                self.stop()
+                if self._on_failure is None:
+                    raise
+                self._on_failure(problem)
+
+        return guarded
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._stack:
+            self._stack[-1].container = True
+        else:
+            self.names.root(module)
+            self._functions.open()
+        inputs: list[Handle] = []
+        shape: tuple[int, ...] = ()
+        for value in args if all(isinstance(a, Tensor) for a in args) else tree_leaves(args):
+            if isinstance(value, Tensor):
+                if not self._stack and not shape and value.is_floating_point() and value.numel():
+                    self._look_at_input(value.detach())
+                shape = shape or tuple(value.shape)
+                if value.requires_grad:
+                    inputs += handle_of(value)
+        self._stack.append(_Frame(module, inputs, shape))
+
+    def _look_at_input(self, value: Tensor) -> None:
+        if self.input_rms is None or not self.visits:  # the first call of a step is the one that gets the data
+            self.input_rms = sizes.l2(value) / value.numel() ** 0.5
+            self.input_mean = float(sizes.flat_sample(value).double().mean())
+
+    def _leave(self, module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        frame = None
+        while self._stack:  # an exception may have skipped the hooks of inner modules
+            frame = self._stack.pop()
+            if frame.module is module:
+                break
+        if not self._stack:
+            self._functions.close()
+        if frame is None or frame.module is not module or frame.container:
+            return
+        tensors = _with_gradient(output)
+        if not tensors or self._unwanted():
+            return
+        name, root = self.names.module(module)
+        visit = Visit(name, type(module).__name__, kinds.role_of(module), root=root, source=self.names.source(module))
+        if visit.role == "weight":
+            visit.weight = next(p for p in module._parameters.values() if p is not None and p.dim() >= 2)
+        self._note(visit, frame.inputs, tensors, frame.shape)
+
+    def function(self, name: str, source: Tensor, inputs: list[Handle], output: Any) -> None:
+        """A functional activation, seen by the mode while a module runs."""
+        frame = self._stack[-1] if self._stack else None
+        if frame is None or (not frame.module._modules and type(frame.module).__module__.startswith("torch.nn.")):
+            return  # inside nn.ReLU and its kin the module is the site
+        tensors = _with_gradient(output)
+        if not tensors or self._unwanted():
+            return
+        frame.container = True
+        parent, root = self.names.module(frame.module)
+        site = f"{name}()" if len(self._stack) == 1 and parent == type(frame.module).__name__ else f"{parent}.{name}()"
+        visit = Visit(site, name, "activation", root=root, source=user_line(3))
+        self._note(visit, inputs, tensors, tuple(source.shape))
+
+    def _unwanted(self) -> bool:
+        """True when the tape is full, and inside the recomputation of a checkpoint (PITFALLS P9)."""
+        return len(self.visits) >= MAX_CALLS or torch._C._current_graph_task_id() != -1
+
+    def number(self, visit: Visit) -> None:
+        """Count the calls of one name."""
+        visit.call = self._calls.get(visit.name, 0)
+        self._calls[visit.name] = visit.call + 1
+
+    def _note(self, visit: Visit, inputs: list[Handle], tensors: list[Tensor], in_shape: tuple[int, ...]) -> None:
+        self.number(visit)
+        output = tensors[0].detach()
+        visit.out_shape = tuple(output.shape)
+        visit.numel = output.numel()
+        if in_shape and visit.out_shape:
+            axis = 1 if len(in_shape) >= 4 else -1
+            visit.fan_in, visit.fan_out = in_shape[axis], visit.out_shape[axis if len(visit.out_shape) >= 4 else -1]
+        if output.dim() == 0:
+            visit.role = "loss"
+        visit.where_in = inputs
+        visit.where_out = [handle for tensor in tensors for handle in handle_of(tensor)]
+        if visit.numel:
+            visit.size = sizes.l2(output)
+            visit.nonfinite = sizes.nonfinite_count(output, visit.size)
+            visit.values = sizes.sample(output)
+        self.visits.append(visit)
+
+
+class _Functions(TorchFunctionMode):
+    """Sees the functional activations while the outermost module runs; pushed and popped in its own hooks."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self._tape = tape
+        self._known = kinds.functional_activations()
+        self._open = False
+
+    def open(self) -> None:
+        if not self._open:
+            self.__enter__()
+            self._open = True
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self.__exit__(None, None, None)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        kwargs = kwargs or {}
+        name = self._known.get(func)
+        if name is None:
+            return func(*args, **kwargs)
+        source = args[0] if args else kwargs.get("input")
+        inputs = handle_of(source) if isinstance(source, Tensor) and source.requires_grad else []
+        output = func(*args, **kwargs)
+        if isinstance(source, Tensor) and not torch.compiler.is_compiling():
+            self._tape._guarded(self._tape.function)(name, source, inputs, output)
+        return output
+
+
+def handle_of(tensor: Tensor) -> list[Handle]:
+    """The handle of a tensor, as a list that is empty for a leaf of the graph.
+
+    A view that is overwritten in place later loses its node; its base's node of now stays in the graph
+    (PITFALLS P2), so both are noted.
+    """
+    own = key_of(tensor)
+    if own is None:
+        return []
+    base = tensor._base if tensor._is_view() else None
+    return [(own, key_of(base) if base is not None and base.numel() == tensor.numel() else None)]
+
+
+def _with_gradient(output: Any) -> list[Tensor]:
+    """The floating tensors of an output of any shape (dict, dataclass, nested tuple) that take part in a graph."""
+    if isinstance(output, Tensor):
+        return [output] if output.requires_grad and output.grad_fn is not None else []
+    leaves: Iterable[Any] = tree_leaves(output)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    if not tensors and hasattr(output, "__dict__"):
+        tensors = [leaf for leaf in tree_leaves(vars(output)) if isinstance(leaf, Tensor)]
+    return [t for t in tensors if t.requires_grad and t.grad_fn is not None]
