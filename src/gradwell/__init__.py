@@ -1,3 +1,39 @@
-"""gradwell: vanishing and exploding gradients, found, explained and cured."""
+"""gradwell: vanishing and exploding gradients in any PyTorch training, found, explained and told in plain numbers.
+
+>>> import gradwell as gw
+>>> sorted(gw.__all__)
+['Diagnosis', 'GradwellError', 'Run', 'check', 'load']
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gradwell.errors import GradwellError
+    from gradwell.journeys.check import check
+    from gradwell.records.run import Run, load
+    from gradwell.records.verdict import Diagnosis
+
+_HOMES = {
+    "GradwellError": "gradwell.errors",
+    "check": "gradwell.journeys.check",
+    "Run": "gradwell.records.run",
+    "load": "gradwell.records.run",
+    "Diagnosis": "gradwell.records.verdict",
+}
+__all__ = ["Diagnosis", "GradwellError", "Run", "check", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at first use, so that `import gradwell` costs nothing and needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gradwell' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

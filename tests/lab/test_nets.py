@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradwell.errors import UnknownId, UsageError
-from gradwell.lab.initialise import INITS, layers
+from gradwell.lab.initialise import GAUSSIAN, INITS, layers
 from gradwell.lab.modules import ACTIVATIONS, NORMS
 from gradwell.lab.nets import KINDS, build
 from gradwell.lab.tasks import setup
@@ -56,7 +56,7 @@ def test_each_kind_takes_each_activation(kind, activation):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("init", [*INITS, "critical"])
+@pytest.mark.parametrize("init", [*INITS, *GAUSSIAN])
 def test_each_kind_takes_each_init(kind, init):
     assert_learns(config(kind=kind, init=init, gain=0.1))
 
@@ -131,13 +131,14 @@ VARIANCES = {
     "fixup": (2, 0),
     "zeros": (0, 0),
     "uniform": (WIDE / 12, 1 / 12),
-    "normal": (WIDE, 0),
+    "normal": (WIDE * 0.01**2, 0),
 }
 
 
 @pytest.mark.parametrize("init", VARIANCES)
 def test_variances_are_the_formula_within_5_percent(init):
-    model = build(NetConfig(depth=4, width=WIDE, init=init, task="gaussian"))
+    activation = "sigmoid" if init == "centred_sigmoid" else "relu"
+    model = build(NetConfig(depth=4, width=WIDE, init=init, activation=activation, task="gaussian"))
     inner = [m for m in model.hidden if isinstance(m, nn.Linear)][1:]
     sigma_w2, sigma_b2 = VARIANCES[init]
     weights = torch.stack([m.weight for m in inner]).double()
@@ -204,3 +205,10 @@ def test_an_unknown_id_is_one_clear_sentence(changes, sentence):
 def test_parts_that_do_not_go_together_are_refused(changes):
     with pytest.raises(UsageError):
         setup(config(**changes))
+
+
+def test_centred_biases_take_out_the_mean_of_the_layer_before():
+    inner = build(NetConfig(depth=2, width=WIDE, init="centred_sigmoid", activation="sigmoid", task="gaussian")).hidden[
+        2
+    ]
+    assert torch.allclose(inner(torch.full((1, WIDE), 0.5)), torch.zeros(1, WIDE), atol=1e-4)

@@ -202,9 +202,18 @@ def hostile() -> Diagnosis:
 CASES: dict[str, Callable[[], Diagnosis]] = {
     build.__name__: build
     for build in (
-        vanishing, healthy, exploding, nonfinite, underflow, unseen, unmeasured, all_zero, one_layer, many_layers,
+        vanishing,
+        healthy,
+        exploding,
+        nonfinite,
+        underflow,
+        unseen,
+        unmeasured,
+        all_zero,
+        one_layer,
+        many_layers,
         hostile,
-    )  # fmt: skip
+    )
 }
 
 

@@ -17,25 +17,14 @@ from gradwell.lab._ids import pick
 from gradwell.lab.data import batch
 from gradwell.lab.modules import ResidualBlock, TransformerBlock
 from gradwell.records.net import NetConfig
+from gradwell.shelf import shelf
+from gradwell.theory.nonlinearity import nonlinearity
 
 Draw = Callable[[Tensor, Tensor | None], None]
 Layer = tuple[Tensor, Tensor | None]
 
-_CRITICAL: dict[str, tuple[float, float]] = {
-    # activation: (sigma_w^2, sigma_b^2) with chi_1 = 1 (Schoenholz 2017; Roberts, Yaida, Hanin 2022)
-    "relu": (2.0, 0.0),
-    "leaky_relu": (2 / (1 + 0.01**2), 0.0),
-    "prelu": (2 / (1 + 0.25**2), 0.0),
-    "selu": (0.476771, 0.0),
-    "gelu": (1.983058, 0.172922),
-    "silu": (1.988005, 0.555143),
-    "mish": (2.013524, 0.094522),
-    "hardswish": (1.973290, 0.507146),
-    "softplus": (2.0, 0.0),
-    "erf": (math.pi / 4, 0.0),
-}
-_CENTRED: dict[str, float] = {"sigmoid": 16.0, "hard_sigmoid": 36.0}
-"""sigma_w^2 at which the centred net (b = -1/2 sum_j W_ij, so that it sees sigma - 1/2) is critical."""
+GAUSSIAN = ("xavier", "he", "lecun", "critical", "centred_sigmoid", "normal")
+"""Inits that are a variance of W and b and nothing else: drawn as the theory's shelf of inits says."""
 
 
 def initialise(model: nn.Module, config: NetConfig) -> None:
@@ -43,7 +32,7 @@ def initialise(model: nn.Module, config: NetConfig) -> None:
 
     Raises `UnknownId` for an unknown init.
     """
-    draw = pick({**INITS, "critical": _critical(config.activation)}, config.init, "init")
+    draw = pick(_draws(config.activation), config.init, "init")
     with torch.no_grad():
         for weight, bias in layers(model):
             draw(weight, bias)
@@ -81,8 +70,23 @@ def _gates(weight: Tensor, bias: Tensor | None, gates: int) -> Iterator[Layer]:
     yield from zip(weight.chunk(gates), biases, strict=True)
 
 
-def _fan_in(weight: Tensor) -> int:
-    return weight[0].numel()
+def _draws(activation: str) -> dict[str, Draw]:
+    return {**INITS, **{name: partial(_gaussian, name=name, activation=activation) for name in GAUSSIAN}}
+
+
+def _gaussian(weight: Tensor, bias: Tensor | None, *, name: str, activation: str) -> None:
+    """W ~ N(0, sigma_w^2 / fan_in) and b ~ N(0, sigma_b^2), or b_i = -phi(0) sum_j W_ij where it is centred.
+
+    Convolutions count their kernel in both fans.
+    """
+    taps = weight[0, 0].numel()
+    fan_in, fan_out = weight.shape[1] * taps, weight.shape[0] * taps
+    spread = shelf("gradwell.theory.inits")[name](fan_in, fan_out, activation=activation)
+    nn.init.normal_(weight, std=math.sqrt(spread.sigma_w2 / fan_in))
+    if bias is not None and spread.centred:
+        bias.copy_(-nonlinearity(activation).at_zero * weight.flatten(1).sum(1))
+    elif bias is not None:
+        nn.init.normal_(bias, std=math.sqrt(spread.sigma_b2))
 
 
 def _zero(bias: Tensor | None) -> None:
@@ -94,21 +98,9 @@ def _torch_default(weight: Tensor, bias: Tensor | None) -> None:
     """As the module drew it: sigma_w^2 = 1/3, sigma_b^2 = 1 / (3 fan_in) for Linear and Conv2d."""
 
 
-def _xavier(weight: Tensor, bias: Tensor | None) -> None:
-    """Var W = 2 / (fan_in + fan_out), b = 0 (Glorot and Bengio, 2010)."""
-    nn.init.xavier_normal_(weight)
-    _zero(bias)
-
-
 def _he(weight: Tensor, bias: Tensor | None) -> None:
     """Var W = 2 / fan_in, b = 0 (He et al., 2015)."""
     nn.init.kaiming_normal_(weight, nonlinearity="relu")
-    _zero(bias)
-
-
-def _lecun(weight: Tensor, bias: Tensor | None) -> None:
-    """Var W = 1 / fan_in, b = 0 (LeCun et al., 1998)."""
-    nn.init.kaiming_normal_(weight, nonlinearity="linear")
     _zero(bias)
 
 
@@ -126,31 +118,6 @@ def _delta_orthogonal(weight: Tensor, bias: Tensor | None) -> None:
     centre = [size // 2 for size in weight.shape[2:]]
     weight[:, :, centre[0], centre[1]] = nn.init.orthogonal_(torch.empty(weight.shape[:2], dtype=weight.dtype))
     return _zero(bias)
-
-
-def _critical(activation: str) -> Draw:
-    """chi_1 = 1 for an activation, by weight and bias variance; centred for sigmoids; LeCun's where not listed."""
-    if activation in _CENTRED:
-        return partial(_centred, sigma_w2=_CENTRED[activation])
-    sigma_w2, sigma_b2 = _CRITICAL.get(activation, (1.0, 0.0))
-
-    def draw(weight: Tensor, bias: Tensor | None) -> None:
-        nn.init.normal_(weight, std=math.sqrt(sigma_w2 / _fan_in(weight)))
-        if bias is not None:
-            nn.init.normal_(bias, std=math.sqrt(sigma_b2))
-
-    return draw
-
-
-def _centred_sigmoid(weight: Tensor, bias: Tensor | None) -> None:
-    """W ~ N(0, 16 / fan_in), b_i = -1/2 sum_j W_ij: the next layer sees sigma - 1/2."""
-    _centred(weight, bias, sigma_w2=_CENTRED["sigmoid"])
-
-
-def _centred(weight: Tensor, bias: Tensor | None, *, sigma_w2: float) -> None:
-    nn.init.normal_(weight, std=math.sqrt(sigma_w2 / _fan_in(weight)))
-    if bias is not None:
-        bias.copy_(-weight.flatten(1).sum(1) / 2)
 
 
 def _identity(weight: Tensor, bias: Tensor | None) -> None:
@@ -175,28 +142,17 @@ def _uniform(weight: Tensor, bias: Tensor | None) -> None:
         nn.init.uniform_(bias)
 
 
-def _normal(weight: Tensor, bias: Tensor | None) -> None:
-    """W from N(0, 1) whatever the fan, b = 0; `gain` is its standard deviation."""
-    nn.init.normal_(weight)
-    _zero(bias)
-
-
 INITS: dict[str, Draw] = {
     "torch_default": _torch_default,
-    "xavier": _xavier,
-    "he": _he,
-    "lecun": _lecun,
     "orthogonal": _orthogonal,
     "lsuv": _orthogonal,
-    "centred_sigmoid": _centred_sigmoid,
     "delta_orthogonal": _delta_orthogonal,
     "identity": _identity,
     "fixup": _he,
     "zeros": _zeros,
     "uniform": _uniform,
-    "normal": _normal,
 }
-"""Every init id of the contract but `critical`, which needs the activation."""
+"""Every other init of the contract."""
 
 
 def _unit_variance(model: nn.Module, config: NetConfig) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from gradwell.measure import profile
 from gradwell.records.run import Site, Step
 
 Key = tuple[int, int]
@@ -65,7 +66,8 @@ class Ledger(msgspec.Struct, frozen=True):
 
     `activation_slope`, `weight_gain`, `normalization_gain`: isotropic parts; `other_layers`: pooling, dropout, recurrent
     layers; `between_modules`: additions, concatenation, attention, functions; `unexplained`: alignment.
-    `by_site`: (index, decades) of each leaf, flow times gain.
+    `by_site`: (index, decades) of each leaf, flow times gain; `length`: weights among them. `reaches_zero`: index of the
+    trunk site where the gradient is exactly 0; `total` is then that of the deepest site where it is not.
     """
 
     total: float
@@ -77,6 +79,7 @@ class Ledger(msgspec.Struct, frozen=True):
     unexplained: float = 0.0
     by_site: list[tuple[int, float]] = []
     length: int = 0
+    reaches_zero: int | None = None
 
     def share(self, cause: str) -> float:
         """Decades of one cause by its id."""
@@ -84,23 +87,31 @@ class Ledger(msgspec.Struct, frozen=True):
         return value
 
 
-_CAUSE = {"activation": "activation_slope", "weight": "weight_gain", "norm": "normalization_gain"}
+CAUSE = {"activation": "activation_slope", "weight": "weight_gain", "norm": "normalization_gain"}
+"""The cause that the isotropic gain of a site counts for, by the site's role; others count as `other_layers`."""
 
 
 def ledger(sites: Sequence[Site], step: Step) -> Ledger | None:
-    """The ledger of one sampled step; None where there is no path or a gradient on it is exactly zero or not finite."""
-    if step.total is None or not math.isfinite(step.total):
+    """The ledger of one sampled step; None where there is no path or a size on it is not finite.
+
+    Where the gradient becomes exactly zero on the way (underflow), the ledger is that of the layers before.
+    """
+    end, zero = _reach(sites, step)
+    if end is None:
+        return None
+    total = step.total if zero is None else profile.log10_gain(step, end)
+    if total is None or not math.isfinite(total):
         return None
     parts = dict.fromkeys(("activation_slope", "weight_gain", "normalization_gain", "other_layers", "unexplained"), 0.0)
     by_site: list[tuple[int, float]] = []
     length = 0
-    for i, site in enumerate(sites):
+    for i in _leaves(sites, step, end, zero):
         flow, gain = step.at("flow", i), step.at("leaf_gain", i)
         if not flow or gain is None or not math.isfinite(gain):
             continue
         by_site.append((i, flow * gain))
-        length += site.role == "weight"
-        cause = _CAUSE.get(site.role)
+        length += sites[i].role == "weight"
+        cause = CAUSE.get(sites[i].role)
         if cause is None:
             parts["other_layers"] += flow * gain
             continue
@@ -108,5 +119,31 @@ def ledger(sites: Sequence[Site], step: Step) -> Ledger | None:
         expected = gain if isotropic is None or not math.isfinite(isotropic) else isotropic
         parts[cause] += flow * expected
         parts["unexplained"] += flow * (gain - expected)
-    explained = sum(parts.values())
-    return Ledger(step.total, **parts, between_modules=step.total - explained, by_site=by_site, length=length)
+    rest = total - sum(parts.values())
+    return Ledger(total, **parts, between_modules=rest, by_site=by_site, length=length, reaches_zero=zero)
+
+
+def _reach(sites: Sequence[Site], step: Step) -> tuple[int | None, int | None]:
+    """The deepest trunk site with a gradient, and the site below it where the gradient is exactly zero, if any."""
+    if step.source is None or step.total is None:
+        return None, None
+    if math.isfinite(step.total):
+        return step.source, None
+    if step.total != -math.inf:
+        return None, None
+    deepest: int | None = None
+    zero: int | None = None
+    for i, gain in reversed(profile.profile(sites, step)):
+        if gain == -math.inf:
+            zero = i
+            break
+        deepest = i
+    return deepest, zero
+
+
+def _leaves(sites: Sequence[Site], step: Step, end: int, zero: int | None) -> Sequence[int]:
+    """The sites whose gains are in the ledger: all of them, or those above the site where the gradient still lives."""
+    if zero is None:
+        return range(len(sites))
+    order = profile.in_order(sites)
+    return order[order.index(end) + 1 :]

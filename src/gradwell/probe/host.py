@@ -44,8 +44,8 @@ _SIGTERM_STATUS = 143
 class Ending(msgspec.Struct, frozen=True):
     """How the script's main body ended: the exit status a shell would show, and why.
 
-    `reason` is "finished", "exit" (SystemExit, also one from the script's excepthook), "exception", "interrupted" (Ctrl-C), "terminated" (SIGTERM) or
-    "stopped" (by `StopTraining`).
+    `reason` is "finished", "exit" (SystemExit, also one from the script's excepthook), "exception", "interrupted"
+    (Ctrl-C), "terminated" (SIGTERM) or "stopped" (by `StopTraining`).
     """
 
     status: int
@@ -82,6 +82,7 @@ def run_script(path: str, args: Sequence[str], *, on_end: Callable[[Ending], Non
     namespace.update(__loader__=loader, __file__=filename, __cached__=None)
 
     def body() -> None:
+        # None: there is nothing left to execute
         code = loader.get_code("__main__") if compiled else _compile(data, filename, namespace)
         if code is not None:
             exec(code, namespace)
@@ -185,17 +186,18 @@ def _interpreter_command(orig_argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def _compile(data: bytes, filename: str, namespace: dict[str, Any]) -> types.CodeType:
+def _compile(data: bytes, filename: str, namespace: dict[str, Any]) -> types.CodeType | None:
     try:
         return compile(data, filename, "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as caught:
         error = caught
-    _parse_as_file(filename, namespace)  # outside the `except`: its error has no context
+    if _run_as_file(filename, namespace):  # outside the `except`: its error has no context
+        return None
     raise error
 
 
-def _parse_as_file(filename: str, namespace: dict[str, Any]) -> None:
-    """Raise the error that the interpreter itself has for this file.
+def _run_as_file(filename: str, namespace: dict[str, Any]) -> bool:
+    """Raise the error that the interpreter itself has for this file; True when it has none and has run it.
 
     Scar: python reads a script from the open file, `compile` from bytes, and their messages differ (a wrong encoding,
     null bytes, the caret at the end of the file). Where the interpreter's own function cannot be had, the error of
@@ -208,16 +210,18 @@ def _parse_as_file(filename: str, namespace: dict[str, Any]) -> None:
         libc.fopen.restype = ctypes.c_void_p
         run_file = ctypes.pythonapi.PyRun_FileExFlags
     except (ImportError, OSError, TypeError, AttributeError):
-        return
+        return False
     pointer, thing, number = ctypes.c_void_p, ctypes.py_object, ctypes.c_int
     run_file.restype = thing
     run_file.argtypes = [pointer, ctypes.c_char_p, number, thing, thing, number, pointer]
     file_input, close_it = 257, 1
     name = os.fsencode(filename)
     file = libc.fopen(name, b"rb")
-    if file:
-        with warnings.catch_warnings(record=True):  # `compile` has shown them
-            run_file(file, name, file_input, namespace, namespace, close_it, None)
+    if not file:
+        return False
+    with warnings.catch_warnings(record=True):  # `compile` has shown them
+        run_file(file, name, file_input, namespace, namespace, close_it, None)
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -406,6 +410,7 @@ class _Sigterm:
         self.received = False
         self._watching = False
         self._pid = os.getpid()
+        self._forking = threading.local()
         self._signal = signal.signal
         self._getsignal = signal.getsignal
 
@@ -417,8 +422,9 @@ class _Sigterm:
         self._shims = self._shim_signal(), self._shim_getsignal()
         signal.signal, signal.getsignal = self._shims
         if hasattr(os, "register_at_fork"):
-            # A python handler only runs between bytecodes: a child that sleeps in C would outlive its SIGTERM.
-            os.register_at_fork(after_in_child=self.unwatch)
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._after_fork_in_child
+            )
         self._signal(signal.SIGTERM, self._handle)
 
     def unwatch(self) -> None:
@@ -432,7 +438,32 @@ class _Sigterm:
         if signal.getsignal is self._shims[1]:
             signal.getsignal = self._getsignal
 
+    # Scar: a python handler only runs between bytecodes, so a child that sleeps in C would outlive its SIGTERM; and one
+    # that gets it in its first moments loses it, because the interpreter forgets pending signals after a fork. So the
+    # signal waits in the kernel until the child has its default action back.
+
+    def _before_fork(self) -> None:
+        if self._watching:
+            self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def _after_fork(self) -> None:
+        mask = vars(self._forking).pop("mask", None)
+        if mask is not None:
+            self._forking.late = None
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            if vars(self._forking).pop("late"):  # an exception from here would be lost: let the signal come again
+                threading.Timer(0.01, os.kill, (self._pid, signal.SIGTERM)).start()
+
+    def _after_fork_in_child(self) -> None:
+        self.unwatch()
+        mask = vars(self._forking).pop("mask", None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
     def _handle(self, number: int, _: types.FrameType | None) -> None:
+        if "late" in vars(self._forking):
+            self._forking.late = True
+            return
         self.unwatch()
         if os.getpid() != self._pid:
             os.kill(os.getpid(), number)

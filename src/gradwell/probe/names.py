@@ -139,6 +139,13 @@ class Names:
             self._parameters[id(tensor)] = known
         return known[1], known[2]
 
+    def parameters(self) -> Iterator[Any]:
+        """The parameters of all roots seen so far, in the order of their modules."""
+        for reference, _, _ in self._parameters.values():
+            tensor = reference()
+            if tensor is not None:
+                yield tensor
+
     def source(self, module: nn.Module) -> str | None:
         """`file:line` of the user's own code that built the module.
 

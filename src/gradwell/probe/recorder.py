@@ -85,7 +85,7 @@ class Recorder:
         first = self.tensors[0] if self.tensors else None
         return Header(
             tool=f"gradwell {__version__}",
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             python=platform.python_version(),
             device=str(first.device) if first is not None else "",
             dtype=str(first.dtype).removeprefix("torch.") if first is not None else "",

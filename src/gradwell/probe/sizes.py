@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SAMPLE = 16_384
+SAMPLE = 4_096
 """Elements of a site that unit statistics look at, at most."""
 _SAFE_LOW, _SAFE_HIGH = 1e-12, 1e15
 _WIDE = torch.float64
@@ -84,9 +84,9 @@ def _thin(tensor: Tensor) -> Tensor:
 
 
 def flat_sample(tensor: Tensor) -> Tensor:
-    """At most a quarter of `SAMPLE` elements in a fixed stride: two tensors of one shape give matching elements."""
+    """At most `SAMPLE` elements in a fixed stride: two tensors of one shape give matching elements."""
     flat = tensor.detach().reshape(-1)
-    step = -(-flat.numel() // (SAMPLE // 4))
+    step = -(-flat.numel() // SAMPLE)
     return flat[::step] if step > 1 else flat
 
 
@@ -103,8 +103,8 @@ def unit_statistics(samples: list[Tensor]) -> list[dict[str, float]]:
     for (shape, _, _), members in groups.items():
         if 0 in shape:
             continue
-        for start in range(0, len(members), 64):  # 64 samples of 16k float32 are 4 MB
-            part = members[start : start + 64]
+        for start in range(0, len(members), 256):  # 256 samples of 4k float32 are 4 MB
+            part = members[start : start + 256]
             for i, row in zip(part, _statistics(torch.stack([samples[i] for i in part])), strict=True):
                 answers[i] = row
     return answers
@@ -113,11 +113,16 @@ def unit_statistics(samples: list[Tensor]) -> list[dict[str, float]]:
 def _statistics(x: Tensor) -> list[dict[str, float]]:
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    zero = x == 0  # (S, B, P, U)
-    columns = [x.mean((1, 2, 3)), zero.float().mean((1, 2, 3)), zero.flatten(1, 2).all(1).float().mean(1)]
+    count = x[0].numel()  # (S, B, P, U)
+    units = x.abs().amax((1, 2))
+    columns = [x.mean((1, 2, 3)), 1 - torch.linalg.vector_norm(x, 0, (1, 2, 3)) / count, (units == 0).float().mean(1)]
     if x.shape[1] > 1:
-        square = (x * x).mean((1, 2, 3))
-        columns.append(x.var(1).mean((1, 2)) / square)  # 0/0 is nan: an all-zero layer has no spread to speak of
+        # Differences from the first sample keep the digits that subtracting mean squares would lose.
+        apart = x - x[:, :1]
+        square = torch.linalg.vector_norm(x, 2, (1, 2, 3)).square()
+        spread = torch.linalg.vector_norm(apart, 2, (1, 2, 3)).square() / x.shape[1]
+        spread -= torch.linalg.vector_norm(apart.mean(1), 2, (1, 2)).square()
+        columns.append(spread.clamp_min(0) * x.shape[1] / square)  # 0/0 is nan: an all-zero layer has no spread
     else:
         columns.append(torch.full_like(columns[0], math.nan))
     rows = torch.stack([c.double() for c in columns], 1).tolist()

@@ -118,7 +118,8 @@ class Tape:
             if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
                 return
             try:
-                hook(*args)
+                with torch._C.DisableTorchFunction():  # our own mode must not see our own work
+                    hook(*args)
             except Exception as problem:
                 self.stop()
                 if self._on_failure is None:

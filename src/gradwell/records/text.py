@@ -26,7 +26,7 @@ STYLES = {"fatal": "bold red", "serious": "red", "mild": "yellow", "healthy": "b
 PLAIN = {
     "…": "...", "→": "->", "←": "<-", "–": "-", "—": "-", "−": "-", "×": "x", "·": "*", "±": "+-", "≤": "<=",
     "≥": ">=", "≈": "~", "²": "^2", "√": "sqrt", "σ": "sigma", "χ": "chi", "δ": "delta", "μ": "mu", "‘": "'",
-    "’": "'", "“": '"', "”": '"', "\N{NO-BREAK SPACE}": " ",
+    "’": "'", "“": '"', "”": '"',
 }  # fmt: skip
 """How our own signs are written where there is only ASCII."""
 
@@ -267,9 +267,9 @@ def _cause_words(diagnosis: Diagnosis, finding: int) -> str:
 def _healthy(diagnosis: Diagnosis) -> str:
     rows = last_rows(diagnosis)
     gains = [row.log10_gain for row in rows if row.log10_gain is not None and math.isfinite(row.log10_gain)]
-    if not gains:
+    if len(rows) < 2 or not gains:
         return "nothing that was checked is wrong."
-    layers = "the only layer" if len(rows) == 1 else f"all {len(rows)} layers"
+    layers = f"all {len(rows)} layers"
     if len(gains) < len(rows):
         zeros = sum(row.log10_gain == -math.inf for row in rows)
         others = f"exactly 0 at {zeros}" if zeros else "the others were not measured"
@@ -347,7 +347,7 @@ def spark(gains: Sequence[float | None], *, cells: int, ascii: bool = False) -> 
     not finite and not measured have signs of their own; a bucket shows its worst site.
 
     >>> spark([-7.0, -4.0, -1.0, 0.0], cells=10, ascii=True)
-    (' -**', -7.0, 0.0)
+    (' -*#', -7.0, 0.0)
     """
     low, high = _levels([gain for gain in gains if gain is not None and math.isfinite(gain)])
     shades = " .:-=+*#" if ascii else "▁▂▃▄▅▆▇█"
@@ -390,7 +390,9 @@ def _depth(diagnosis: Diagnosis, page: Page) -> list[Line]:
     many = f", {math.ceil(len(gains) / len(text))} layers a sign" if len(gains) > len(text) else ""
     marks = dict(zip("0X?" if page.ascii else "▽×·", ("exactly 0", "not finite", "not measured"), strict=True))
     legend = "".join(f"; {mark} {meaning}" for mark, meaning in marks.items() if mark in text)
-    caption = f"size against the output's: lowest sign {decades(low)}, highest {decades(high)} decades{many}{legend}"
+    levels = f"size against the output's: lowest sign {decades(low)}, highest {decades(high)} decades{many}"
+    finite = any(gain is not None and math.isfinite(gain) for gain in gains)
+    caption = levels + legend if finite else legend.removeprefix("; ")
     return lines + _wrap(caption, page, lead="  ", hang="  ")
 
 
@@ -586,7 +588,7 @@ def _pieces(text: str, width: int) -> list[str]:
 
 def clean(text: str, *, ascii: bool = False) -> str:
     """Without control characters (a name may hold an escape sequence), in ASCII where asked for."""
-    text = "".join(ch if ch.isprintable() or ch in PLAIN else " " if ch.isspace() else "?" for ch in text)
+    text = "".join(ch if ch.isprintable() else " " if ch.isspace() else "?" for ch in text)
     if not ascii:
         return text
     plain = "".join(PLAIN.get(ch, ch) for ch in text)

@@ -53,8 +53,11 @@ _AXIS = {
     "labelColor": INK, "titleColor": INK, "tickColor": LINES, "domainColor": LINES, "gridColor": LINES,
     "gridOpacity": 0.6, "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 220,
 }  # fmt: skip
+_WHOLE: Spec = {"format": "d", "tickCount": 100, "tickMinStep": 0.01}
+"""Whole numbers at an axis. Vega drops every second of the values that it is given while they are more than tickCount
+or than the span over tickMinStep (1 with this format), so both are out of the way."""
 CONFIG: Spec = {
-    "background": None,
+    "background": "transparent",
     "font": FONT,
     "view": {"stroke": None},
     "axis": _AXIS,
@@ -118,9 +121,8 @@ def depth_profile(diagnosis: Diagnosis) -> Spec:
     acts = [_act(place) for place in found if _drawable(place.row.act_rms)]
     frame = _frame(points, [p["y"] for p in drawn] + [a["y"] for a in acts], last=len(last_rows(diagnosis)))
     color = VERMILLION if max((p["y"] for p in drawn), key=abs, default=0.0) > 1 else BLUE
+    scales = _profile_scales(frame)
     layers = [
-        _band(),
-        *_strips(frame),
         _curve(acts, ACTS, color, width=1.5),
         _curve(drawn, GRADIENT, color, width=2),
         _dots(drawn, color),
@@ -129,8 +131,9 @@ def depth_profile(diagnosis: Diagnosis) -> Spec:
         _worst_name(diagnosis, drawn, frame),
         _zero_name(diagnosis, points, frame),
     ]
-    kept = [layer for layer in layers if layer]
-    return _figure(kept, _profile_scales(frame), height=260, title="Depth profile", said=profile_words(diagnosis))
+    behind = [_band(scales), *_strips(frame, scales)]
+    size_ = {"width": 640, "height": 260}
+    return _figure(behind, layers, scales, size_, title="Depth profile", said=profile_words(diagnosis))
 
 
 def profile_words(diagnosis: Diagnosis) -> str:
@@ -240,15 +243,16 @@ def _profile_scales(frame: Frame) -> Spec:
     x = {
         "field": "x", "type": "quantitative", "title": "layer, counted from the input (left) to the loss (right)",
         "scale": {"domain": [0.5, frame.last + 0.5], "nice": False},
-        "axis": {"grid": False, "values": _ticks(1, frame.last, most=20), "format": "d"},
+        "axis": {"grid": False, "values": _ticks(1, frame.last, most=20), **_WHOLE},
     }  # fmt: skip
     strips = {at: text for at, text in ((frame.zero, "exactly 0"), (frame.nan, "not finite")) if at is not None}
     label_ = "".join(f"datum.value === {at!r} ? '{text}' : " for at, text in strips.items()) + "datum.label"
+    ticks = [tick for tick in _ticks(frame.low, frame.high) if all(abs(tick - at) > 0.9 * frame.strip for at in strips)]
     in_strip = " || ".join(f"datum.value === {at!r}" for at in strips) or "false"
     y = {
         "field": "y", "type": "quantitative", "title": "decades (log10)",
         "scale": {"domain": frame.domain, "nice": False},
-        "axis": {"values": [*_ticks(frame.low, frame.high), *strips], "format": "d", "labelOverlap": False,
+        "axis": {"values": [*ticks, *strips], **_WHOLE, "labelOverlap": False,
                  "labelExpr": label_,
                  "gridColor": {"condition": {"test": in_strip, "value": "transparent"}, "value": LINES}},
     }  # fmt: skip
@@ -261,23 +265,23 @@ def _ticks(low: float, high: float, *, most: int = 9) -> list[int]:
     return list(range(math.ceil(low / step) * step, math.floor(high) + 1, step)) or [math.ceil(low)]
 
 
-def _band() -> Spec:
+def _band(scales: Spec) -> Spec:
     """One decade to each side of the output."""
-    return _rect(-1, 1, BAND)
+    return _rect(-1, 1, BAND, scales)
 
 
-def _strips(frame: Frame) -> list[Spec]:
+def _strips(frame: Frame, scales: Spec) -> list[Spec]:
     """Below and above the axis: where what is no number is marked."""
     bottom, top = frame.domain
-    strips = [_rect(bottom, frame.low, STRIP)] if frame.zero is not None else []
-    return [*strips, _rect(frame.high, top, STRIP)] if frame.nan is not None else strips
+    strips = [_rect(bottom, frame.low, STRIP, scales)] if frame.zero is not None else []
+    return [*strips, _rect(frame.high, top, STRIP, scales)] if frame.nan is not None else strips
 
 
-def _rect(low: float, high: float, color: str) -> Spec:
+def _rect(low: float, high: float, color: str, scales: Spec) -> Spec:
     return {
         "data": {"values": [{"low": low, "high": high}]},
         "mark": {"type": "rect", "color": color, "aria": False},
-        "encoding": {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}, "x": None},
+        "encoding": {"y": {**scales["y"], "field": "low"}, "y2": {"field": "high"}},
     }
 
 
@@ -364,15 +368,15 @@ def cause_waterfall(diagnosis: Diagnosis, finding: int = 0) -> Spec:
     names = [bar["name"] for bar in bars]
     x = {
         "field": "start", "type": "quantitative", "title": "decades (log10), from the loss towards the input",
-        "scale": {"domain": [low, high], "nice": False}, "axis": {"values": _ticks(low, high), "format": "~g"},
+        "scale": {"domain": [low, high], "nice": False}, "axis": {"values": _ticks(low, high), **_WHOLE},
     }  # fmt: skip
     y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": {"ticks": False, "domain": False,
          "labelPadding": 8, "labelFontSize": 12}, "scale": {"paddingInner": 0.35, "paddingOuter": 0.2}}  # fmt: skip
-    layers = [_zero_line(), _links(bars), _boxes(bars), _bar_texts(bars)]
+    scales = {"x": x, "y": y}
+    layers = [_links(bars), _boxes(bars), _bar_texts(bars)]
+    size_ = {"width": 560, "height": 26 * len(bars)}
     said = waterfall_words(diagnosis, finding)
-    return _figure(
-        [layer for layer in layers if layer], {"x": x, "y": y}, height=26 * len(bars), title="Causes", said=said
-    )
+    return _figure([_zero_line(scales)], layers, scales, size_, title="Causes", said=said)
 
 
 def waterfall_words(diagnosis: Diagnosis, finding: int = 0) -> str:
@@ -391,7 +395,7 @@ def _bars(found: Sequence[Attribution]) -> list[Spec]:
         part = attribution.decades or 0.0
         if not math.isfinite(part) or (attribution.cause != "unexplained" and decades(part) == "0.0"):
             continue
-        name = words(attribution.cause) + (" (helped)" if helped(attribution, whole) else "")
+        name = clean(words(attribution.cause)) + (" (helped)" if helped(attribution, whole) else "")
         color = GREY if attribution.cause == "unexplained" else BLUE if part < 0 else VERMILLION
         bars.append(_bar(name, at, part, color))
         at += part
@@ -414,11 +418,11 @@ def _unique(bars: list[Spec]) -> list[Spec]:
     return bars
 
 
-def _zero_line() -> Spec:
+def _zero_line(scales: Spec) -> Spec:
     return {
         "data": {"values": [{"start": 0}]},
         "mark": {"type": "rule", "color": INK, "strokeWidth": 1, "aria": False},
-        "encoding": {"y": None},
+        "encoding": {"x": scales["x"]},
     }
 
 
@@ -467,15 +471,16 @@ def _bar_texts(bars: Sequence[Spec]) -> Spec:
 # From a specification to a picture.
 
 
-def _figure(layers: list[Any], scales: Spec, *, height: int, title: str, said: str) -> Spec:
+def _figure(
+    behind: Sequence[Spec], layers: Sequence[Spec | None], scales: Spec, size_: Spec, *, title: str, said: str
+) -> Spec:
+    """The layers on their scales, in front of what has no place on both of them."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "description": f"{title}. {said}",
-        "width": 640 if title == "Depth profile" else 560,
-        "height": height,
+        **size_,
         "config": CONFIG,
-        "encoding": scales,
-        "layer": layers,
+        "layer": [*behind, {"encoding": scales, "layer": [layer for layer in layers if layer]}],
         "usermeta": {"title": title, "said": said},
     }
 
@@ -490,7 +495,7 @@ def to_svg(spec: Spec, *, name: str = "figure", paper: bool = False) -> str:
     """The picture as SVG that follows the reader's light or dark page, with a title, a description and, at each
     mark, the text that a pointer reads. `name` keeps ids apart on one page; `paper` fills the background.
     """
-    root = Xml.fromstring(vl_convert.vegalite_to_svg({**spec, "background": PAPER if paper else None}))
+    root = Xml.fromstring(vl_convert.vegalite_to_svg({**spec, "background": PAPER if paper else "transparent"}))
     _name_ids(root, name)
     _hover_texts(root)
     _describe(root, spec, name)
@@ -512,11 +517,16 @@ def _name_ids(root: Xml.Element, name: str) -> None:
 
 
 def _hover_texts(root: Xml.Element) -> None:
-    """Marks carry their text as aria-label; a title child makes it readable by a pointer, without a script."""
-    for element in root.iter():
+    """Marks carry their text as aria-label; a title child makes it readable by a pointer, without a script.
+
+    The whole is one image for a screen reader (its table is the twin), so the labels inside go.
+    """
+    for element in list(root.iter()):
         text = element.get("aria-label")
         if text and element.get("aria-roledescription") in {"point", "bar"}:
             Xml.SubElement(element, f"{_SVG}title").text = text
+        for key in ("aria-label", "aria-roledescription", "aria-hidden", "role"):
+            element.attrib.pop(key, None)
 
 
 def _describe(root: Xml.Element, spec: Spec, name: str) -> None:

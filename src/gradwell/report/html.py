@@ -57,7 +57,7 @@ def _content(diagnosis: Diagnosis, run: Run | None) -> dict[str, Any]:
     """Everything that the template shows, as words and tables."""
     return {
         "title": _title(diagnosis),
-        "origin": origin(diagnosis),
+        "origin": origin(diagnosis)[bool(diagnosis.header.argv) :],  # the title holds the arguments
         "verdict": _verdict(diagnosis),
         "prescriptions": [
             {"remedies": remedies(p), "expected": p.expected, "code": p.in_your_code} for p in diagnosis.prescriptions

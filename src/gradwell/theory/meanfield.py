@@ -208,7 +208,7 @@ def next_c(
     >>> round(next_c("relu", 0.0, 1.0, 2.0), 6)
     0.31831
     """
-    return _c_step(resolve(activation), c, q, sigma_w2, sigma_b2, keep)[0]
+    return _c_step(resolve(activation), c, q, sigma_w2, sigma_b2, keep=keep)[0]
 
 
 def _c_step(
@@ -290,7 +290,7 @@ def fixed_point(
     if q0 <= 0:
         return 0.0
     here = float(drift(np.array([q0]))[0])
-    if abs(here) < 1e-12:
+    if abs(here) < NOISE:
         return q0
     floor = sigma_w2 / keep * unit.at_zero**2 + sigma_b2
     return _descend(drift, q0, floor) if here < 0 else _ascend(drift, q0)

@@ -81,11 +81,19 @@ def _sphere_pairs(unit: Nonlinearity, B: int) -> tuple[Floats, Floats, Floats, F
         )
     n, root, r = B - 1, math.sqrt(B - 1), -1 / (B - 1)
     kinks = x_borders(unit.kinks, 8)
-    first, w1 = _arc(np.zeros(1), np.full(1, root), kinks, n - 2)
+    first, w1 = _arc(np.zeros(1), np.full(1, root), np.concatenate([kinks, _edges(kinks, n, r)]), n - 2)
     x1 = root * np.sin(first[0])
     spread = math.sqrt(1 - r * r) * root * np.cos(first[0])
     second, w2 = _arc(r * x1, spread, kinks, n - 3)
     return x1, r * x1[:, None] + spread[:, None] * np.sin(second), w1[0], w1[0][:, None] * w2
+
+
+def _edges(kinks: Floats, n: int, r: float) -> Floats:
+    # In small batches the second coordinate stops reaching a kink k at x1 = k r +- sqrt((1 - r^2)(n - k^2)), where
+    # the inner average goes like a square root: borders are graded towards it.
+    k = kinks[np.abs(kinks) < math.sqrt(n)] if n <= 8 else kinks[:0]
+    at = np.concatenate([k * r + sign * np.sqrt((1 - r * r) * (n - k**2)) for sign in (-1, 1)])
+    return np.concatenate([at + sign * 4.0**-step for sign in (-1, 0, 1) for step in range(1, 8)])
 
 
 def _arc(mean: Floats, radius: Floats, kinks: Floats, power: int) -> tuple[Floats, Floats]:

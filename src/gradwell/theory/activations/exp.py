@@ -29,8 +29,8 @@ def exp(x: Floats) -> Floats:
 
     What it does to gradients:
         V = D = exp(2q) until the cap acts (q of about 20). The q map has a stable fixed point only for
-        small weights (sigma_w2 exp(2q) = q with q < 1/2), and there chi = q* < 1/2: the gradient vanishes;
-        everywhere else the signal explodes within a few layers.
+        small weights and there chi = q* - sigma_b2 < 1/2: the gradient vanishes; everywhere else the signal
+        explodes within a few layers.
 
     When to use it:
         On an output that must be positive; inside softmax, where the maximum is subtracted first.

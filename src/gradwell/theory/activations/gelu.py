@@ -10,7 +10,7 @@ from gradwell.theory.quadrature import Floats
 KINKS: tuple[float, ...] = ()
 TORCH: tuple[str, ...] = ("GELU", "gelu")
 AUTOGRAD: tuple[str, ...] = ("GeluBackward0",)
-MAX_SLOPE = 1.1289047690773598
+MAX_SLOPE = 1.1289041451851548
 SATURATES = False
 CAN_DIE = False
 CODE = "nn.GELU()"

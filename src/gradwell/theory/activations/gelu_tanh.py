@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import expit
 
 from gradwell.theory.quadrature import Floats
 
@@ -12,7 +13,7 @@ CUBIC = 0.044715
 KINKS: tuple[float, ...] = ()
 TORCH: tuple[str, ...] = ()
 AUTOGRAD: tuple[str, ...] = ()
-MAX_SLOPE = 1.1289293171
+MAX_SLOPE = 1.1289930686587718
 SATURATES = False
 CAN_DIE = False
 CODE = "nn.GELU(approximate='tanh')"
@@ -42,12 +43,14 @@ def gelu_tanh(x: Floats) -> Floats:
         Hendrycks and Gimpel 2016. In torch it is nn.GELU with approximate='tanh', so its torch names are
         those of `gelu`.
     """
-    return np.asarray(0.5 * x * (1 + np.tanh(_inner(x))))
+    # (1 + tanh u)/2 = sigmoid(2u): the second form keeps its digits for large negative x
+    return np.asarray(x * expit(2 * _inner(x)))
 
 
 def slope(x: Floats) -> Floats:
     """phi'(x)."""
-    tanh = np.tanh(_inner(x))
-    # phi' = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
-    inner_slope = ROOT * (1 + 3 * CUBIC * np.square(x))
-    return np.asarray(0.5 * (1 + tanh) + 0.5 * x * (1 - tanh) * (1 + tanh) * inner_slope)
+    twice = 2 * _inner(x)
+    gate = expit(twice)
+    # phi' = sigmoid(2u) + x sigmoid(2u) sigmoid(-2u) 2 u'
+    inner_slope = 2 * ROOT * (1 + 3 * CUBIC * np.square(x))
+    return np.asarray(gate + x * gate * expit(-twice) * inner_slope)

@@ -11,7 +11,7 @@ TORCH: tuple[str, ...] = ("Hardsigmoid", "hardsigmoid")
 AUTOGRAD: tuple[str, ...] = ("HardsigmoidBackward0",)
 MAX_SLOPE = 1 / 6
 SATURATES = True
-CAN_DIE = False
+CAN_DIE = True
 CODE = "nn.Hardsigmoid()"
 
 
@@ -23,7 +23,7 @@ def hard_sigmoid(x: Floats) -> Floats:
 
     What it does to gradients:
         Worse than the sigmoid: the slope is at most 1/6, so D <= 1/36, and it is exactly zero outside (-3,
-        3).
+        3), where a unit can stay for good.
 
     When to use it:
         In gates on cheap hardware.

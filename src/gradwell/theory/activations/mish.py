@@ -10,7 +10,7 @@ from gradwell.theory.quadrature import Floats
 KINKS: tuple[float, ...] = ()
 TORCH: tuple[str, ...] = ("Mish", "mish")
 AUTOGRAD: tuple[str, ...] = ("MishBackward0",)
-MAX_SLOPE = 1.0884928464
+MAX_SLOPE = 1.0884981612517279
 SATURATES = False
 CAN_DIE = False
 CODE = "nn.Mish()"

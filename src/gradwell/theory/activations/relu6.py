@@ -7,7 +7,7 @@ import numpy as np
 from gradwell.theory.quadrature import Floats
 
 KINKS: tuple[float, ...] = (0.0, 6.0)
-TORCH: tuple[str, ...] = ("ReLU6", "relu6", "relu6_")
+TORCH: tuple[str, ...] = ("ReLU6", "relu6")
 AUTOGRAD: tuple[str, ...] = ("HardtanhBackward0",)
 MAX_SLOPE = 1.0
 SATURATES = True

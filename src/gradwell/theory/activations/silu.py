@@ -10,7 +10,7 @@ from gradwell.theory.quadrature import Floats
 KINKS: tuple[float, ...] = ()
 TORCH: tuple[str, ...] = ("SiLU", "silu")
 AUTOGRAD: tuple[str, ...] = ("SiluBackward0",)
-MAX_SLOPE = 1.0998393201288672
+MAX_SLOPE = 1.0998393201288669
 SATURATES = False
 CAN_DIE = False
 CODE = "nn.SiLU()"

@@ -1,0 +1,5 @@
+"""`python -m gradwell`."""
+
+from gradwell.cli import main
+
+main()

@@ -1,0 +1,29 @@
+"""What the sizes alone do not explain: this gradient is not a random direction."""
+
+from __future__ import annotations
+
+from gradwell.causes._share import PROFILES, share_of
+from gradwell.records.run import Run, Step
+from gradwell.records.verdict import Attribution, Finding
+
+EXPLAINS = PROFILES
+
+
+def unexplained(run: Run, finding: Finding, step: Step) -> Attribution | None:
+    """What the sizes alone do not explain: the alignment of this gradient with these weights and units.
+
+    What it is:
+        The other causes say what happens to a random direction. The real gradient may point where a matrix is larger or
+        smaller than on average: after training it usually points where it is larger.
+
+    How it is measured:
+        Measured gain minus the gain for a random direction, for each layer on the way, times the share of the flow.
+
+    What changes it:
+        Nothing directly; a large part here says that the weights have few large directions (low rank), or that a
+        layer's gain for a random direction could not be computed.
+
+    Source:
+        Pennington, Schoenholz and Ganguli 2017 (the spread of singular values).
+    """
+    return share_of(run, step, "unexplained", "this gradient is not a random direction")

@@ -1,0 +1,138 @@
+"""`gradwell check`: a checkup of a model on one batch that leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradwell.errors import NotMeasurable, UsageError
+from gradwell.journeys.diagnose import diagnose
+from gradwell.probe.backward import Backward
+from gradwell.probe.names import Construction, Names
+from gradwell.probe.preserve import preserved
+from gradwell.probe.recorder import Recorder, Weights
+from gradwell.probe.tape import Tape
+from gradwell.records.run import Run, Step
+from gradwell.records.verdict import Diagnosis
+
+LossFn = Callable[[Any, Any], Tensor]
+
+
+def check(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn,
+    optimizer: torch.optim.Optimizer | None = None,
+    level: str = "flow",
+    *,
+    construction: Construction | None = None,
+    ignore: Sequence[str] = (),
+    thresholds: Mapping[str, Any] | None = None,
+) -> Diagnosis:
+    """Diagnose a model from one forward and backward pass on one batch.
+
+    `loss_fn(model, batch)` returns a scalar tensor. With an `optimizer` (over the model's parameters) its step on a
+    copy gives the update ratio, and severities are those of that optimizer. Afterwards `.grad`, modes, buffers,
+    hooks and random numbers are as before. Raises `NotMeasurable` when there is no gradient to measure; an
+    exception in the model is the model's own and passes through.
+
+    When not to use it: symptoms that need time (a learning rate too high, a plateau) show only in `gradwell run`.
+    """
+    if level != "flow":
+        raise UsageError(f"level must be 'flow', found {level!r}; leave it out.")
+    run = measure(model, batch, loss_fn, optimizer, construction=construction)
+    return diagnose(run, ignore=ignore, thresholds=thresholds or {})
+
+
+def measure(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    construction: Construction | None = None,
+) -> Run:
+    """The record of one pass, a run of one step that lives in memory."""
+    names = Names(construction)
+    names.root(model, "")
+    recorder = Recorder(names)
+    if optimizer is not None:
+        recorder.add_optimizer(optimizer)
+    with preserved(model):
+        started = time.perf_counter()
+        step = _one_pass(model, batch, loss_fn, optimizer, names, recorder)
+    header = recorder.header(argv=sys.argv, started=time.strftime("%Y-%m-%dT%H:%M:%S"))
+    step_time = time.perf_counter() - started
+    return Run(header, [_timed(step, step_time)], overhead=None)
+
+
+def _timed(step: Step, seconds: float) -> Step:
+    import msgspec
+
+    return msgspec.structs.replace(step, time_s=round(seconds, 6))
+
+
+def _one_pass(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFn,
+    optimizer: torch.optim.Optimizer | None,
+    names: Names,
+    recorder: Recorder,
+) -> Step:
+    tape = Tape(names)
+    with torch.enable_grad():
+        tape.start()
+        try:
+            loss = loss_fn(model, batch)
+        finally:
+            tape.stop()
+        _require_scalar(loss)
+        backward = Backward(tape, [loss])
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            backward.close()
+    backward.finish()
+    recorder.add_parameters(p for p in model.parameters() if p.requires_grad)
+    recorder.add_parameters(backward.parameters)
+    step = recorder.step(backward, 0, loss=float(loss.detach()))
+    return _with_update(step, optimizer, recorder)
+
+
+def _require_scalar(loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise NotMeasurable(
+            f"loss_fn must return a scalar tensor, found {type(loss).__name__}; return the loss itself, not `loss.item()`."
+        )
+    if loss.numel() != 1:
+        raise NotMeasurable(
+            f"loss_fn must return a scalar tensor, found shape {tuple(loss.shape)}; reduce it with .mean() or .sum()."
+        )
+    if not loss.requires_grad:
+        raise NotMeasurable(
+            "The loss needs no gradient: no parameter with requires_grad=True leads to it; "
+            "check for torch.no_grad(), .detach() and frozen parameters."
+        )
+
+
+def _with_update(step: Step, optimizer: torch.optim.Optimizer | None, recorder: Recorder) -> Step:
+    """Add the update of one optimizer step, taken on a copy that reuses the gradients."""
+    if optimizer is None or isinstance(optimizer, torch.optim.LBFGS):
+        return step
+    memo: dict[int, Any] = {}
+    twin = copy.deepcopy(optimizer, memo)
+    copies = [memo.get(id(p), p) for p in recorder.tensors]
+    for parameter, mirror in zip(recorder.tensors, copies, strict=True):
+        if mirror is not parameter:
+            mirror.grad = parameter.grad
+    before = Weights([])
+    before.parameters, before.before = copies, [p.detach() for p in recorder.tensors]
+    twin.step()
+    return recorder.with_updates(step, before.update_norms())

@@ -1,0 +1,205 @@
+"""From a recorded run to a diagnosis: symptoms, causes, profile, what to try; no model, no torch."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from gradwell.errors import NotMeasurable, UsageError
+from gradwell.measure.profile import in_order, log10_gain, weight_of
+from gradwell.records.run import Run, Step
+from gradwell.records.verdict import (
+    RANK,
+    Attribution,
+    Diagnosis,
+    Finding,
+    NotChecked,
+    Overhead,
+    Prescription,
+    ProfileRow,
+    Verdict,
+)
+from gradwell.shelf import Entry, shelf
+
+MIDDLE = 5
+"""`ORDER` of a symptom whose file has none."""
+
+
+def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, Any] = {}) -> Diagnosis:
+    """Every symptom of the shelf on a run, the causes of what was found, and what to try.
+
+    `ignore`: "ID" or "ID:SITE", either with `*` and `?`; ignored symptoms are listed as not checked. `thresholds`:
+    {"vanishing_gradient.mild": 1.5}. Findings come worst first; among equals what causes others comes first.
+    Raises `UnknownId` for an id that is on no shelf, `UsageError` for an unknown threshold or a value that does not fit.
+
+    >>> diagnose(Run(Header("gradwell"))).verdict
+    'undecided'
+    """
+    settings = _settings(thresholds)
+    skipped, places = _ignored(ignore)
+    findings: list[Finding] = []
+    not_checked = [NotChecked(symptom, "ignored on request.") for symptom in skipped]
+    for symptom, entry in shelf("gradwell.symptoms").items():
+        if symptom in skipped:
+            continue
+        try:
+            findings += _kept(entry(run, **settings.get(symptom, {})), places)
+        except NotMeasurable as reason:
+            not_checked.append(NotChecked(symptom, str(reason)))
+    findings.sort(key=_worst_first)
+    attributions = [found for i, finding in enumerate(findings) for found in _causes(run, i, finding)]
+    return Diagnosis(
+        header=run.header,
+        verdict=_verdict(run, findings, not_checked),
+        findings=findings,
+        attributions=attributions,
+        prescriptions=_prescriptions(run, findings, attributions),
+        not_checked=not_checked,
+        notes=_notes(run, places),
+        profile=_profile(run),
+        overhead=_overhead(run),
+    )
+
+
+# What was asked for.
+
+
+def _settings(thresholds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{symptom: {name: value}} from {"symptom.name": value}, checked against the detectors' defaults."""
+    settings: dict[str, dict[str, Any]] = {}
+    for key, value in thresholds.items():
+        symptom, dot, name = key.rpartition(".")
+        if not dot:
+            raise UsageError(f"A threshold is written ID.name=value, such as vanishing_gradient.mild=1.5, not {key!r}.")
+        known = shelf("gradwell.symptoms")[symptom].thresholds
+        if name not in known:
+            names = ", ".join(known) or "none"
+            raise UsageError(f"{symptom} has no threshold {name!r}; its thresholds are: {names}.")
+        settings.setdefault(symptom, {})[name] = _number(key, value)
+    return settings
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise UsageError(f"The threshold {key} must be a number, not {value!r}.")
+    return number
+
+
+def _ignored(ignore: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Symptoms to skip altogether, and (symptom, pattern of sites) to leave out of findings."""
+    skipped: list[str] = []
+    places: list[tuple[str, str]] = []
+    for item in ignore:
+        symptom, colon, site = item.partition(":")
+        ids = fnmatch.filter(shelf("gradwell.symptoms"), symptom) or [shelf("gradwell.symptoms")[symptom].id]
+        if colon:
+            places += [(found, site) for found in ids]
+        else:
+            skipped += ids
+    return skipped, places
+
+
+def _kept(findings: Iterable[Finding], places: Sequence[tuple[str, str]]) -> list[Finding]:
+    """The findings without the ignored sites; a finding that has no other site goes."""
+    kept = []
+    for finding in findings:
+        patterns = [pattern for symptom, pattern in places if symptom == finding.symptom]
+        left = [w for w in finding.where if not any(fnmatch.fnmatchcase(w.site, p) for p in patterns)]
+        if left or not finding.where:
+            kept.append(msgspec.structs.replace(finding, where=left))
+    return kept
+
+
+# What was found.
+
+
+def _worst_first(finding: Finding) -> tuple[int, int, str]:
+    entry = shelf("gradwell.symptoms")[finding.symptom]
+    return -RANK[finding.severity], entry.fact("ORDER", MIDDLE), finding.symptom
+
+
+def step_of(run: Run, finding: Finding) -> Step:
+    """The sampled step that a finding's numbers come from."""
+    said = next((e.value for e in finding.evidence if e.unit == "step"), None)
+    wanted = finding.last_step if said is None else said
+    return next((step for step in reversed(run.steps) if step.step == wanted), run.steps[-1])
+
+
+def _causes(run: Run, index: int, finding: Finding) -> list[Attribution]:
+    """Shares, largest in the direction of the total first, then conditions."""
+    if not run.steps:
+        return []
+    step = step_of(run, finding)
+    entries: list[Entry] = [e for e in shelf("gradwell.causes").values() if finding.symptom in e.fact("EXPLAINS", ())]
+    found = [attribution for entry in entries if (attribution := entry(run, finding, step)) is not None]
+    found.sort(key=lambda a: (a.kind == "condition", -(a.share or 0.0), a.cause))
+    return [msgspec.structs.replace(attribution, finding=index) for attribution in found]
+
+
+def _verdict(run: Run, findings: Sequence[Finding], not_checked: Sequence[NotChecked]) -> Verdict:
+    if findings:
+        return findings[0].severity
+    measured = any(value is not None for step in run.steps for value in step.sites.get("delta_norm", ()))
+    every = len({item.symptom for item in not_checked}) == len(shelf("gradwell.symptoms"))
+    return "healthy" if measured and not every else "undecided"
+
+
+def _prescriptions(run: Run, findings: list[Finding], attributions: list[Attribution]) -> list[Prescription]:
+    import importlib
+
+    try:
+        advice = importlib.import_module("gradwell.remedies._advice")
+    except ImportError:
+        return []
+    found: list[Prescription] = advice.prescribe(run, findings, attributions)
+    return found
+
+
+def _notes(run: Run, places: Sequence[tuple[str, str]]) -> list[str]:
+    notes = [f"{symptom} at {site} is ignored on request." for symptom, site in places]
+    if len(run.header.optimizers) > 1:
+        kinds = ", ".join(optimizer.kind for optimizer in run.header.optimizers)
+        notes.append(f"There are {len(run.header.optimizers)} optimizers ({kinds}); severity is judged for the first.")
+    return notes
+
+
+# What was measured.
+
+
+def _profile(run: Run) -> list[ProfileRow]:
+    """The sites of the last sampled step in forward order, those that this step visited."""
+    if not run.steps:
+        return []
+    step = run.steps[-1]
+    seen = [i for i in in_order(run.sites) if any(step.at(column, i) is not None for column in step.sites)]
+    return [_row(run, step, i) for i in seen]
+
+
+def _row(run: Run, step: Step, i: int) -> ProfileRow:
+    site, weight = run.sites[i], weight_of(run, i)
+    size = None if weight is None else step.of("weight_rms", weight)
+    update = None if weight is None else step.of("update_rms", weight)
+    return ProfileRow(
+        root=site.root, site=site.site, kind=site.kind, call=site.call, order=site.order, step=step.step,
+        act_rms=step.at("act_rms", i), delta_norm=step.at("delta_norm", i), log10_gain=log10_gain(step, i),
+        zero_frac=step.at("zero_frac", i), nonfinite=step.at("nonfinite", i), dead_frac=step.at("dead_frac", i),
+        saturated_frac=step.at("saturated_frac", i), role=site.role, source=site.source,
+        grad_rms=None if weight is None else step.of("grad_rms", weight), weight_rms=size,
+        update_ratio=update / size if update is not None and size else None, flow=step.at("flow", i),
+    )  # fmt: skip
+
+
+def _overhead(run: Run) -> Overhead:
+    """What the measuring cost; all steps are counted by the clock where it said so, else by the steps' numbers."""
+    ended = next((event for event in reversed(run.events) if event.event == "ended"), None)
+    said = ended.detail.get("steps") if ended is not None else None
+    counted = run.steps[-1].step - run.steps[0].step + 1 if run.steps else 0
+    return Overhead(run.overhead, len(run.steps), said if isinstance(said, int) else counted)

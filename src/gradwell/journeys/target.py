@@ -1,0 +1,99 @@
+"""`file.py:function` or `package.module:function`: what `check` is pointed at, loaded from the user's code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from gradwell.errors import UnreadableInput, UsageError
+
+
+class UsersException(Exception):
+    """An exception in the user's code; `__cause__` is theirs and is shown as theirs."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """What a target function returned."""
+
+    model: Any
+    batch: Any
+    loss_fn: Any
+    optimizer: Any = None
+
+
+def load_target(text: str) -> Target:
+    """Import the module and call the function.
+
+    Raises `UsageError` or `UnreadableInput` with one sentence when the target cannot be found or returns something
+    else, `UsersException` when the user's own code raises.
+    """
+    where, colon, name = text.rpartition(":")
+    if not colon or not where or not name.isidentifier():
+        raise UsageError(
+            f"A target reads file.py:function or package.module:function, found {text!r}; "
+            "name the function that returns (model, batch, loss_fn)."
+        )
+    module = _module(where)
+    function = getattr(module, name, None)
+    if not callable(function):
+        offered = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__)
+        raise UnreadableInput(f"{where} has no function {name!r}; it has {offered or 'none'}.")
+    try:
+        value = function()
+    except Exception as problem:
+        raise UsersException from problem
+    return _unpack(value, text)
+
+
+def _unpack(value: Any, text: str) -> Target:
+    if isinstance(value, (tuple, list)) and len(value) in (3, 4) and isinstance(value[0], nn.Module) and callable(value[2]):
+        target = Target(*value)
+        if target.optimizer is None or isinstance(target.optimizer, torch.optim.Optimizer):
+            return target
+    found = f"({', '.join(type(v).__name__ for v in value)})" if isinstance(value, (tuple, list)) else type(value).__name__
+    raise UsageError(
+        f"{text} must return (model, batch, loss_fn) or (model, batch, loss_fn, optimizer), found {found}; "
+        "loss_fn takes (model, batch) and returns a scalar tensor."
+    )
+
+
+def _module(where: str) -> ModuleType:
+    if where.endswith(".py") or "/" in where:
+        return _module_of_file(Path(where))
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as problem:
+        if problem.name and where.split(".")[0] == problem.name.split(".")[0]:
+            raise UnreadableInput(f"No module named {where!r} from here; name a file as path/to/file.py:function.") from None
+        raise UsersException from problem
+    except Exception as problem:
+        raise UsersException from problem
+    finally:
+        sys.path.remove(str(Path.cwd()))
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UnreadableInput(f"No file {path}; name the file that holds the function.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UnreadableInput(f"{path} is no Python file; name a file that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        raise UsersException from problem
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module

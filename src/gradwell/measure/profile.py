@@ -1,0 +1,161 @@
+"""The depth profile of a sampled step: the trunk, log10 gains along it, what is judged over several steps.
+
+Pure functions of records. Sites are told by their index in the columns. The trunk are the sites that carry more than
+half of the gradient's flow from the deepest site (the source) to the model's output: on a chain all of them, in a
+residual net what the shortcuts do not pass by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median_low
+
+import msgspec
+
+from gradwell.records.numbers import log10
+from gradwell.records.run import Run, Site, Step
+
+CARRIES = 0.5
+"""Share of the flow above which a site belongs to the trunk."""
+RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+"""Fused recurrent layers: role "other", but what they take is lost, unlike what pooling takes."""
+FEWEST = 6
+"""Sampled steps from which on the start and the end of a run are judged apart."""
+
+
+def log10_gain(step: Step, index: int) -> float | None:
+    """log10 |delta here| / |delta at the model's output|: -inf for exact zero, nan where a size is not finite."""
+    if step.output is None:
+        return None
+    here, output = log10(step.at("delta_norm", index)), log10(step.at("delta_norm", step.output))
+    if here is None or output is None:
+        return None
+    if not math.isfinite(output) or here == math.inf:
+        return math.nan
+    return here - output
+
+
+def in_order(sites: Sequence[Site]) -> list[int]:
+    """Indices of the sites in the order of the forward pass."""
+    return sorted(range(len(sites)), key=lambda i: (sites[i].order, i))
+
+
+def between(sites: Sequence[Site], step: Step) -> list[int]:
+    """Sites from the deepest one to the output, both included, in forward order; empty without such a path."""
+    if step.source is None or step.output is None or step.source == step.output:
+        return []
+    order = in_order(sites)
+    place = {i: n for n, i in enumerate(order)}
+    low, high = place[step.source], place[step.output]
+    return [i for i in order[low : high + 1] if (step.at("flow", i) or 0.0) != 0.0 or i in (step.source, step.output)]
+
+
+def trunk(sites: Sequence[Site], step: Step) -> list[int]:
+    """The sites between source and output that carry more than half of the flow, in forward order."""
+    ends = (step.source, step.output)
+    return [i for i in between(sites, step) if i in ends or (step.at("flow", i) or 0.0) > CARRIES]
+
+
+def profile(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
+    """(index, log10 gain) of the trunk, in forward order; only what was measured."""
+    found = [(i, log10_gain(step, i)) for i in trunk(sites, step)]
+    return [(i, gain) for i, gain in found if gain is not None]
+
+
+def pooled(sites: Sequence[Site], step: Step, index: int) -> float:
+    """Decades (0 or negative) that pooling and its kin take between a site and the output.
+
+    An average over P positions divides the gradient's norm by sqrt(P) and does no harm: weight gradients add up over
+    the positions. Recurrent layers are not counted.
+    """
+    place = {i: n for n, i in enumerate(in_order(sites))}
+    total = 0.0
+    for i in between(sites, step):
+        flow, gain = step.at("flow", i), step.at("leaf_gain", i)
+        harmless = sites[i].role not in ("weight", "activation", "norm") and sites[i].kind not in RECURRENT
+        if harmless and place[i] > place[index] and flow and gain is not None and math.isfinite(gain):
+            total += flow * gain
+    return min(total, 0.0)
+
+
+def layers(sites: Sequence[Site], step: Step, index: int) -> int:
+    """Weight layers on the trunk from a site to the output, the output's own not counted."""
+    way = trunk(sites, step)
+    return sum(sites[i].role == "weight" for i in way[way.index(index) :]) - 1 if index in way else 0
+
+
+def chain(sites: Sequence[Site], step: Step, *, share: float = 0.95) -> list[int]:
+    """The longest row of weight layers on the trunk that nothing leads round: each carries (nearly) all the flow."""
+    longest: list[int] = []
+    row: list[int] = []
+    for i in between(sites, step):
+        if sites[i].role not in ("weight", "activation"):
+            continue
+        whole = (step.at("flow", i) or 0.0) >= share
+        row = [*row, i] if whole else []
+        longest = max(longest, row, key=len)
+    return [i for i in longest if sites[i].role == "weight"]
+
+
+def last_hidden(sites: Sequence[Site], step: Step) -> int | None:
+    """The last activation before the output on the trunk; where there is none, the last weight before it."""
+    way = [i for i in trunk(sites, step) if i != step.output]
+    for role in ("activation", "weight"):
+        found = [i for i in way if sites[i].role == role]
+        if found:
+            return found[-1]
+    return None
+
+
+def beyond_output(sites: Sequence[Site], step: Step) -> list[int]:
+    """Sites after the model's last weight layer, in forward order, without the loss."""
+    if step.output is None:
+        return []
+    order = in_order(sites)
+    after = order[order.index(step.output) + 1 :]
+    return [i for i in after if sites[i].role != "loss" and step.at("delta_norm", i) is not None]
+
+
+class Course(msgspec.Struct, frozen=True):
+    """A quantity over the sampled steps: its median at the start and at the end, and the step that stands for each."""
+
+    start: float
+    end: float
+    first_step: Step
+    last_step: Step
+    parted: bool
+    """True where start and end are different steps."""
+    values: list[tuple[Step, float]]
+
+
+def course(run: Run, quantity: Callable[[Step], float | None]) -> Course | None:
+    """The quantity over a run, None where no step has it. Start: median of the first (at most 5) steps, end: median of
+    the last third; with fewer than 6 steps both are the median of all. Infinite values count, nan does not.
+    """
+    known = [(step, value) for step in run.steps if (value := quantity(step)) is not None and not math.isnan(value)]
+    if not known:
+        return None
+    parted = len(known) >= FEWEST
+    first = known[:5] if parted else known
+    last = known[-(len(known) // 3) :] if parted else known
+    (begin, start), (finish, end) = _middle(first), _middle(last)
+    return Course(start, end, begin, finish, parted, known)
+
+
+def _middle(values: Sequence[tuple[Step, float]]) -> tuple[Step, float]:
+    """The low median and the latest step that has it: a measured value, also among infinite ones."""
+    middle = median_low(value for _, value in values)
+    return next(step for step, value in reversed(values) if value == middle), middle
+
+
+def parameters_of(run: Run, index: int) -> list[int]:
+    """Indices of the parameters that a site owns."""
+    name = run.sites[index].site
+    return [i for i, param in enumerate(run.header.params) if param.site == name or param.name == name]
+
+
+def weight_of(run: Run, index: int) -> int | None:
+    """Index of the weight of a site: the first parameter with two axes, else the first."""
+    owned = parameters_of(run, index)
+    return next((i for i in owned if len(run.header.params[i].shape) >= 2), owned[0] if owned else None)

@@ -1,0 +1,295 @@
+"""When a training step begins and ends, which steps are sampled, and what is hooked meanwhile.
+
+A micro-step is a backward pass that writes gradients; a step is an optimizer step where an optimizer is seen, else
+a micro-step. `torch.autograd.grad` is no step (PITFALLS P17). Layer hooks exist on sampled steps only. The sampler
+takes the first steps, then steps at growing distance, then as many as the budget allows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import torch
+import torch.autograd
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from gradwell.probe.backward import Backward
+from gradwell.probe.host import StopTraining
+from gradwell.probe.names import Names
+from gradwell.probe.recorder import Recorder, Weights
+from gradwell.probe.tape import Tape
+from gradwell.records.run import Event, Step
+
+PATCHED = (
+    "torch.autograd._make_grads: replaced while a script runs; tells that a backward begins, and with which loss",
+    "torch.nn.Module.__init__: replaced while a script runs; notes the line where a module is built",
+    "torch.optim.Optimizer.__init__: replaced while a script runs; tells that steps are optimizer steps",
+    "global module hooks and a TorchFunctionMode: on sampled steps only",
+    "global optimizer step hooks: count steps and measure updates",
+)
+"""All that is patched or hooked in the user's process."""
+
+FIRST = 3
+"""Steps at the start that are always sampled."""
+ALLOWANCE = 1.0
+"""Seconds that sampling may cost in any case, so that a short training is not judged by its first steps alone."""
+
+
+class Monitor:
+    """Watches a training from `install` to `remove` and hands finished steps and events to `sink`.
+
+    `budget`: share of the training's time that sampling may cost. `every`: sample each so many steps instead.
+    `max_steps`: raise `StopTraining` in the script after so many steps.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        *,
+        sink: Callable[[Step | Event], None],
+        budget: float = 0.01,
+        every: int | None = None,
+        max_steps: int | None = None,
+        on_failure: Callable[[str], None] | None = None,
+    ) -> None:
+        self.names = names
+        self.recorder = Recorder(names)
+        self.tape = Tape(names, on_failure=self._fail)
+        self.steps = 0
+        self.micro_steps = 0
+        self.sampled = 0
+        self.spent = 0.0
+        self._sink, self._on_failure = sink, on_failure
+        self._budget, self._every, self._max_steps = budget, every, max_steps
+        self._owner = os.getpid()
+        self._since = time.perf_counter()
+        self._began: float | None = None
+        self._in_step = 0
+        self._next = 0
+        self._gap = 1
+        self._burst = 0
+        self._backward: Backward | None = None
+        self._pending: Step | None = None
+        self._weights: Weights | None = None
+        self._original: Callable[..., Any] | None = None
+        self._optimizer_init: Callable[..., Any] | None = None
+        self._handles: list[Any] = []
+        self._told_nonfinite = False
+
+    # ------------------------------------------------------------------ on and off
+
+    def install(self) -> Monitor:
+        """Start watching; the first step is sampled."""
+        self._original = torch.autograd._make_grads
+        torch.autograd._make_grads = self._make_grads
+        self._watch_optimizers()
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+        self.tape.start()
+        return self
+
+    def remove(self) -> None:
+        """Take everything off and hand over the step in flight."""
+        if self._original is not None:
+            torch.autograd._make_grads = self._original
+            self._original = None
+        if self._optimizer_init is not None:
+            torch.optim.Optimizer.__init__ = self._optimizer_init  # type: ignore[method-assign]
+            self._optimizer_init = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.tape.stop()
+        if self._backward is not None:
+            self._backward.close()
+            self._backward = None
+        self._flush()
+
+    def _watch_optimizers(self) -> None:
+        """Know every optimizer from its construction on: micro-steps before its first step are no steps."""
+        original = torch.optim.Optimizer.__init__
+        monitor = self
+
+        def __init__(optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807 (stands in)
+            original(optimizer, *args, **kwargs)
+            monitor.recorder.add_optimizer(optimizer)
+
+        self._optimizer_init = original
+        torch.optim.Optimizer.__init__ = __init__  # type: ignore[method-assign]
+
+    @property
+    def overhead(self) -> float | None:
+        """Share of the training's time that went into measuring, None before the first backward."""
+        if self._began is None:
+            return None
+        return self.spent / max(time.perf_counter() - self._began, 1e-9)
+
+    def _fail(self, problem: BaseException) -> None:
+        """The instrument never harms the patient: report once, take everything off."""
+        self._weights = None
+        try:
+            self.remove()
+        except Exception as second:
+            problem = second
+        text = f"{type(problem).__name__}: {problem}"
+        self._sink(Event("instrument_failed", self.steps, {"problem": text}))
+        if self._on_failure is not None:
+            self._on_failure(text)
+
+    # ------------------------------------------------------------------ backward
+
+    def _make_grads(self, outputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Stands in for torch's own; it is called, and has returned, before the engine runs."""
+        caller = sys._getframe(1).f_code.co_name
+        if caller == "backward" and os.getpid() == self._owner and torch._C._current_graph_task_id() == -1:
+            start = time.perf_counter()
+            try:
+                self._backward_begins(outputs)
+            except Exception as problem:
+                self._fail(problem)
+            self.spent += time.perf_counter() - start
+        return _original_make_grads(outputs, *args, **kwargs)
+
+    def _backward_begins(self, outputs: Sequence[Tensor]) -> None:
+        if self._began is None:
+            self._began = time.perf_counter()
+        if not self.recorder.optimizers:
+            self._flush()
+            if self.micro_steps:
+                self._step_done()
+        self.micro_steps += 1
+        self._in_step += 1
+        loss = _loss_of(outputs)
+        if loss is not None and not math.isfinite(loss) and not self._told_nonfinite:
+            self._told_nonfinite = True
+            self._sink(Event("nonfinite_loss", self.steps, {"loss": loss}))
+            self._trigger()
+        if not self.tape.running or self._pending is not None:
+            return
+        roots = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
+        if not roots:
+            return
+        self.tape.stop()
+        backward = Backward(self.tape, roots)
+        self._backward = backward
+        engine = torch.autograd.Variable._execution_engine
+
+        def ends() -> None:
+            # Re-queued once: the first callback may run before DDP has averaged the gradients (PITFALLS P10).
+            engine.queue_callback(lambda: self._timed(lambda: self._backward_ends(backward, loss)))
+
+        handle = roots[0].grad_fn.register_prehook(lambda *_: (handle.remove(), engine.queue_callback(ends), None)[-1])
+
+    def _timed(self, work: Callable[[], None]) -> None:
+        start = time.perf_counter()
+        try:
+            work()
+        except Exception as problem:
+            self._fail(problem)
+        self.spent += time.perf_counter() - start
+
+    def _backward_ends(self, backward: Backward, loss: float | None) -> None:
+        if self._backward is not backward:
+            return
+        self._backward = None
+        backward.finish()
+        reached = {id(p) for p in backward.parameters}
+        stepped = [p for o in self.recorder.optimizers for g in o.param_groups for p in g["params"]]
+        named = [p for p in self.names.parameters() if id(p) in reached]
+        self.recorder.add_parameters([*named, *backward.parameters, *stepped])
+        elapsed = time.perf_counter() - self._since
+        self._pending = self.recorder.step(backward, self.steps, loss=loss, time_s=round(elapsed, 6))
+        if not self.recorder.optimizers:
+            self._weights = Weights(self.recorder.tensors)
+
+    # ------------------------------------------------------------------ step
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if os.getpid() != self._owner:
+            return
+        self.recorder.add_optimizer(optimizer)
+        if self._pending is not None or self.tape.running:
+            self._timed(self._copy_weights)
+
+    def _copy_weights(self) -> None:
+        stepped = [p for o in self.recorder.optimizers for g in o.param_groups for p in g["params"]]
+        self.recorder.add_parameters([p for p in stepped if isinstance(p, Tensor)])
+        self._weights = Weights(self.recorder.tensors)
+
+    def _after_step(self, _optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if os.getpid() != self._owner:
+            return
+        self._timed(self._flush)
+        self._step_done()
+
+    def _flush(self) -> None:
+        """Complete the step in flight with its updates and hand it over."""
+        step, self._pending = self._pending, None
+        weights, self._weights = self._weights, None
+        if step is None:
+            return
+        if weights is not None:
+            step = self.recorder.with_updates(step, weights.update_norms())
+        self.sampled += 1
+        self._sink(msgspec.structs.replace(step, micro_steps=max(self._in_step, 1)))
+
+    def _step_done(self) -> None:
+        self.steps += 1
+        self._in_step = 0
+        if self._original is None:
+            return
+        wanted = self._wanted()
+        if wanted and not self.tape.running:
+            self.tape.take()
+            self.tape.start()
+        elif not wanted and self.tape.running:
+            self.tape.stop()
+            self.tape.take()
+        if self._max_steps is not None and self.steps >= self._max_steps:
+            raise StopTraining
+
+    def _wanted(self) -> bool:
+        """Whether the step that begins now is sampled. Two optimizers (a GAN) get two steps in a row."""
+        if self._burst > 0:
+            self._burst -= 1
+            return True
+        if self._every is not None:
+            wanted = self.steps % self._every == 0
+        elif self.steps < FIRST * max(len(self.recorder.optimizers), 1):
+            wanted = True
+        elif self.steps < self._next:
+            return False
+        else:
+            cost = self.spent / max(self.sampled, 1)
+            elapsed = time.perf_counter() - (self._began or self._since)
+            wanted = self.spent + cost < max(self._budget * elapsed, ALLOWANCE)
+            if self.spent + cost > self._budget * elapsed:
+                self._gap = max(self._gap + 1, int(self._gap * 1.6))
+            self._next = self.steps + self._gap
+        if wanted:
+            self._burst = max(len(self.recorder.optimizers), 1) - 1
+        return wanted
+
+    def _trigger(self) -> None:
+        """Sample the next steps whatever they cost."""
+        self._burst = max(self._burst, 2)
+
+
+_original_make_grads = torch.autograd._make_grads
+
+
+def _loss_of(outputs: Sequence[Tensor]) -> float | None:
+    """The loss as a number; not read from an accelerator, where that would wait for it."""
+    first = outputs[0] if len(outputs) else None
+    if isinstance(first, Tensor) and first.numel() == 1 and not first.is_complex() and first.device.type == "cpu":
+        return float(first.detach().item())
+    return None

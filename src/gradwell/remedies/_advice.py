@@ -1,0 +1,137 @@
+"""From findings and causes to prescriptions: what to try, best first.
+
+Each remedy speaks for itself (`TREATS`, and None where it does not fit); here stands only what no single remedy can
+know: which ones need each other, and which findings are echoes of another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+from gradwell.records.run import Run, Step
+from gradwell.records.verdict import RANK, Attribution, Finding, Prescription
+from gradwell.remedies._case import Case, Treats
+from gradwell.remedies._code import NOT_TRIED, together
+from gradwell.shelf import shelf
+
+MOST = 4
+"""More than four pieces of advice are none."""
+
+ECHOES = frozenset({
+    "slow_loss", "loss_plateau", "undersized_update", "oversized_update", "gradient_underflow",
+    "oscillating_loss", "diverging_loss", "loss_spike",
+})  # fmt: skip
+"""Symptoms that follow from others: they get advice of their own only where nothing as bad stands behind them."""
+
+
+class Joint(NamedTuple):
+    """Remedies that need each other: for a symptom, when the case is so, with these settings."""
+
+    symptom: str
+    when: Callable[[Case], bool]
+    remedies: tuple[tuple[str, dict[str, Any]], ...]
+
+
+JOINTS = (
+    # measured: activation alone -0.28 decades a layer, init alone -0.66, both -0.003
+    Joint(
+        "vanishing_gradient",
+        lambda case: case.weak_activation and not case.normalised and not case.recurrent,
+        (("swap_activation", {"to": "relu"}), ("reinit", {"init": "he"})),
+    ),
+    Joint(
+        "dead_units",
+        lambda case: case.can_die and case.has("learning_rate"),
+        (("swap_activation", {"to": "leaky_relu"}), ("scale_lr", {"factor": 0.1})),
+    ),
+    Joint(
+        "dead_units",
+        lambda case: case.can_die,
+        (("swap_activation", {"to": "leaky_relu"}), ("reinit", {"init": "he"})),
+    ),
+)
+"""The first that fits a case stands before all single remedies."""
+
+
+def prescribe(
+    run: Run, findings: Sequence[Finding], attributions: Sequence[Attribution], *, most: int = MOST
+) -> list[Prescription]:
+    """What to try for these findings, at most `most`, best first; all of it expected, none of it tried.
+
+    The worst finding speaks first, then each other one in turn; echoes (a slow loss behind a vanishing gradient) only
+    where nothing else is as bad. `attributions` point to findings by index.
+    """
+    cases = [_case(run, findings, attributions, index) for index in _to_treat(findings)]
+    turns = zip_longest(*(plans(case) for case in cases))
+    return _unlike(plan for turn in turns for plan in turn if plan is not None)[:most]
+
+
+def plans(case: Case) -> list[Prescription]:
+    """All that fits one case: remedies that need each other first, then single ones by rank."""
+    joint = _joint(case)
+    singles = [plan for plan in (_ask(remedy, case) for remedy in _ranked(case)) if plan is not None]
+    if joint is None:
+        return singles
+    parts = [remedy for remedy in joint.remedies if remedy.id == "swap_activation"]
+    return [joint, *(single for single in singles if single.remedies[0] not in parts)]
+
+
+def _to_treat(findings: Sequence[Finding]) -> list[int]:
+    """Indices of the findings that get advice, worst first; an echo of something as bad gets none."""
+    behind = max((RANK[f.severity] for f in findings if f.symptom not in ECHOES), default=0)
+    kept = [i for i, f in enumerate(findings) if f.symptom not in ECHOES or RANK[f.severity] > behind]
+    return sorted(kept, key=lambda i: (-RANK[findings[i].severity], findings[i].symptom in ECHOES, i))
+
+
+def _case(run: Run, findings: Sequence[Finding], attributions: Sequence[Attribution], index: int) -> Case:
+    finding = findings[index]
+    causes = [a for a in attributions if a.finding == index]
+    step = min(run.steps, key=lambda s: abs(s.step - finding.first_step), default=Step(finding.first_step))
+    return Case(run, step, finding, causes)
+
+
+def _ranked(case: Case) -> list[str]:
+    """Ids of the remedies for this symptom and its causes, by rank; a named cause goes before any cause."""
+    found: dict[str, tuple[int, bool]] = {}
+    for remedy in shelf("gradwell.remedies").values():
+        treats: tuple[Treats, ...] = remedy.fact("TREATS")
+        ranks = [(t.rank, not t.cause) for t in treats if t.symptom == case.symptom and _meets(t.cause, case)]
+        if ranks:
+            found[remedy.id] = min(ranks)
+    return sorted(found, key=lambda name: (found[name], name))
+
+
+def _meets(cause: str, case: Case) -> bool:
+    return not cause or case.has(cause)
+
+
+def _ask(remedy: str, case: Case, settings: dict[str, Any] | None = None) -> Prescription | None:
+    plan: Prescription | None = shelf("gradwell.remedies")[remedy](case, **(settings or {}))
+    return plan
+
+
+def _joint(case: Case) -> Prescription | None:
+    fits = (joint for joint in JOINTS if joint.symptom == case.symptom and joint.when(case))
+    joint = next(fits, None)
+    if joint is None:
+        return None
+    parts = [_ask(remedy, case, settings) for remedy, settings in joint.remedies]
+    whole = [part for part in parts if part is not None]
+    return together(whole, expected=_expected(case, whole)) if len(whole) == len(parts) else None
+
+
+def _expected(case: Case, parts: Sequence[Prescription]) -> str:
+    both = case.back("activation_slope", "weight_gain", otherwise="")
+    if both:
+        return f"together {both}, neither alone does"
+    return "together: " + ", and ".join(part.expected.removesuffix(f"; {NOT_TRIED}") for part in parts)
+
+
+def _unlike(plans: Iterable[Prescription]) -> list[Prescription]:
+    """The first of each set of remedies with the same settings."""
+    seen: dict[str, Prescription] = {}
+    for plan in plans:
+        seen.setdefault(repr(plan.remedies), plan)
+    return list(seen.values())

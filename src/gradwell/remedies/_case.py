@@ -1,0 +1,230 @@
+"""One finding with everything known about it: what a remedy looks at before it speaks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from typing import TypeVar
+
+import msgspec
+
+from gradwell.records.run import OptimizerInfo, Run, Site, Step, finite
+from gradwell.records.verdict import Attribution, Finding
+from gradwell.shelf import shelf
+
+Fact = TypeVar("Fact")
+
+LARGE_SHARE = 0.2
+"""A cause is large from this share of the total on."""
+
+_RECURRENT = {"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"}
+_BLOCK = re.compile(r"^(.*?\d+)\.")
+
+
+class Treats(msgspec.Struct, frozen=True):
+    """What a remedy is for: a symptom, the id of a cause or condition ("": any), and its rank (1: tried first)."""
+
+    symptom: str
+    cause: str
+    rank: int
+
+
+class Case(msgspec.Struct, frozen=True):
+    """A finding, its causes, and the run and sampled step in which it shows."""
+
+    run: Run
+    step: Step
+    finding: Finding
+    causes: list[Attribution]
+
+    # the causes
+
+    @property
+    def symptom(self) -> str:
+        return self.finding.symptom
+
+    @property
+    def total(self) -> float | None:
+        """Decades between the deepest site and the output (negative: shrinks): the sum of the shares."""
+        shares = finite([a.decades for a in self.causes if a.kind == "share"])
+        return sum(shares) if shares else self.step.total
+
+    @property
+    def conditions(self) -> set[str]:
+        """Causes that carry no decades."""
+        return {a.cause for a in self.causes if a.kind == "condition"}
+
+    @property
+    def large(self) -> list[str]:
+        """Causes with at least a fifth of the total, in the direction of the total, largest first."""
+        shares = [(a.share, a.cause) for a in self.causes if a.kind == "share" and a.share is not None]
+        return [cause for share, cause in sorted(shares, reverse=True) if share >= LARGE_SHARE]
+
+    def has(self, cause: str) -> bool:
+        """True for a large cause or a condition of this case."""
+        return cause in self.large or cause in self.conditions
+
+    def decades(self, *causes: str) -> float:
+        """What these causes add together, signed; 0 where nothing was measured."""
+        return sum(finite([a.decades for a in self.causes if a.cause in causes]))
+
+    def back(self, *causes: str, otherwise: str) -> str:
+        """What mending these causes should change, in numbers; `otherwise` where they carry less than half a decade."""
+        total, part = self.total, self.decades(*causes)
+        if total is None or part * total <= 0 or abs(part) < 0.5:
+            return otherwise
+        part = min(abs(part), abs(total))
+        verb = "give back" if total < 0 else "take away"
+        return f"should {verb} about {_plain(part)} of the {_plain(abs(total))} decades"
+
+    # the net
+
+    @property
+    def activations(self) -> list[str]:
+        """Ids of the activations in the net, the most frequent first; functions that no shelf knows are left out."""
+        kinds = [site.kind for site in self._named(["activation"])]
+        return _frequent(_activation_ids()[kind] for kind in kinds if kind in _activation_ids())
+
+    @property
+    def activation(self) -> str:
+        """The most frequent activation, "" where none is known."""
+        return self.activations[0] if self.activations else ""
+
+    @property
+    def weak_activation(self) -> bool:
+        """True when no init but a centred one can make up for the slope: sigmoids, at most 1/4 steep."""
+        return bool(self.activation) and _fact(self.activation, "MAX_SLOPE", 1.0) < 0.5
+
+    @property
+    def saturating(self) -> bool:
+        """True when the activation is flat on both sides."""
+        return bool(self.activation) and _fact(self.activation, "SATURATES", False)
+
+    @property
+    def can_die(self) -> bool:
+        """True when the activation is exactly flat on a half line, so that a unit can stop learning for good."""
+        return bool(self.activation) and _fact(self.activation, "CAN_DIE", False)
+
+    def torch_class(self, activation: str) -> str:
+        """`nn.ReLU` for relu; "" where the net calls a function (`F.relu`) or torch has no such module."""
+        kinds = {site.kind for site in self.run.sites if site.role == "activation"}
+        names = [name for name in _fact(activation, "TORCH", ()) if name[:1].isupper() and name in kinds]
+        return f"nn.{names[0]}" if names else ""
+
+    @property
+    def output_activation(self) -> str:
+        """Id of the activation behind the last weight layer, "" when the net ends in a weight layer."""
+        order = max((site.order for site in self.run.sites if site.role == "weight"), default=0)
+        behind = [site for site in self.run.sites if site.order > order and site.role == "activation"]
+        return _activation_ids().get(behind[0].kind, "") if behind else ""
+
+    @property
+    def weight_kinds(self) -> list[str]:
+        """Classes of the weight layers, the most frequent first (`Linear`, `Conv2d`, ...)."""
+        return [
+            kind for kind, _ in Counter(site.kind for site in self.run.sites if site.role == "weight").most_common()
+        ]
+
+    @property
+    def layers(self) -> int:
+        """Number of weight layers."""
+        return sum(site.role == "weight" and site.call == 0 for site in self.run.sites)
+
+    @property
+    def blocks(self) -> int:
+        """Number of repeated blocks by name (`blocks.0.`, `blocks.1.`, ...); the weight layers where none repeat."""
+        names = [site.site for site in self._named(["weight"])]
+        return len({found.group(1) for name in names if (found := _BLOCK.match(name))}) or self.layers
+
+    @property
+    def normalised(self) -> bool:
+        """True when the net has norm layers."""
+        return any(site.role == "norm" for site in self.run.sites)
+
+    @property
+    def batch_normalised(self) -> bool:
+        """True when one of the norms is a batch norm."""
+        return any(site.role == "norm" and "BatchNorm" in site.kind for site in self.run.sites)
+
+    @property
+    def shortcut(self) -> bool:
+        """True when the causes show sums between the modules: a residual net."""
+        between = abs(self.decades("between_modules")) > 0.3
+        return "depth_without_shortcut" not in self.conditions and (between or "shortcut_growth" in self.conditions)
+
+    @property
+    def tokens(self) -> bool:
+        """True when the net has attention: its layers see (B, T, N), which batch norm does not take."""
+        return any("Attention" in site.kind or site.kind == "scaled_dot_product_attention" for site in self.run.sites)
+
+    @property
+    def recurrent(self) -> str:
+        """Class of the recurrent layer (`RNN`, `LSTM`, `GRU` or their cells), "" without one."""
+        return next((site.kind for site in self.run.sites if site.kind in _RECURRENT), "")
+
+    # the training
+
+    @property
+    def optimizer(self) -> OptimizerInfo | None:
+        return self.run.optimizer
+
+    @property
+    def lr(self) -> float | None:
+        """Learning rate of the first optimizer's first group."""
+        value = self.optimizer.settings.get("lr") if self.optimizer else None
+        return float(value) if isinstance(value, (int, float)) else None
+
+    @property
+    def adaptive(self) -> bool:
+        """True when the optimizer rescales each parameter's step, as Adam does."""
+        return self.optimizer is not None and self.optimizer.adaptive
+
+    @property
+    def usual_grad_norm(self) -> float | None:
+        """Median gradient norm of the sampled steps, None where none is finite."""
+        norms = sorted(finite([step.grad_norm for step in self.run.steps]))
+        return norms[len(norms) // 2] if norms else None
+
+    def excess(self) -> float | None:
+        """How far the first piece of evidence is beyond its bound, as a ratio; None where it has none."""
+        for item in self.finding.evidence:
+            if item.value and item.bound:
+                return item.value / item.bound
+        return None
+
+    # the code
+
+    def lines(self, *roles: str) -> list[str]:
+        """Where the layers of these roles are built, `train.py:42`; the finding's own places where no role is given."""
+        if not roles:
+            return _unique(place.source for place in self.finding.where)
+        return _unique(site.source for site in self._named(roles))
+
+    def _named(self, roles: Iterable[str]) -> list[Site]:
+        return [site for site in self.run.sites if site.role in roles]
+
+
+def _frequent(names: Iterable[str]) -> list[str]:
+    return [name for name, _ in Counter(names).most_common()]
+
+
+def _unique(sources: Iterable[str | None]) -> list[str]:
+    return list(dict.fromkeys(source for source in sources if source))
+
+
+def _plain(decades: float) -> str:
+    return f"{decades:.1f}" if decades < 10 else f"{decades:.0f}"
+
+
+@cache
+def _activation_ids() -> dict[str, str]:
+    """Torch class, function and autograd names to ids."""
+    entries = shelf("gradwell.theory.activations").values()
+    return {name: e.id for fact in ("AUTOGRAD", "TORCH") for e in entries for name in e.fact(fact, ())}
+
+
+def _fact(activation: str, name: str, default: Fact) -> Fact:
+    value: Fact = shelf("gradwell.theory.activations")[activation].fact(name, default)
+    return value

@@ -1,0 +1,52 @@
+"""Lines to paste: plain PyTorch as text, with the place in the user's own files where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gradwell.records.verdict import Prescription, Remedy
+from gradwell.shelf import Page
+
+MOST_PLACES = 4
+NOT_TRIED = "expected, not yet tried"
+
+
+def advise(
+    remedy: Callable[..., Any], *, expected: str, code: str = "", at: Sequence[str] = (), **settings: Any
+) -> Prescription:
+    """The prescription of one remedy: its settings, what to expect, and the code (default: that of its page).
+
+    `at`: places such as `train.py:42` that the change is about.
+    """
+    text = "\n".join([*_places(at), (code or lines(remedy)).strip()])
+    return Prescription([Remedy(remedy.__name__, settings)], f"{expected}; {NOT_TRIED}", text)
+
+
+def lines(remedy: Callable[..., Any]) -> str:
+    """The code that stands on a remedy's page under `In your code:`."""
+    return Page.read(remedy.__doc__).blocks["In your code"]
+
+
+def together(parts: Sequence[Prescription], *, expected: str) -> Prescription:
+    """Several remedies as one prescription: code in order, each import once, on top."""
+    imports = list(dict.fromkeys(line for part in parts for line in _imports(part.in_your_code)))
+    bodies = [_body(part.in_your_code) for part in parts]
+    head = ["\n".join(imports)] if imports else []
+    remedies = [remedy for part in parts for remedy in part.remedies]
+    return Prescription(remedies, f"{expected}; {NOT_TRIED}", "\n\n".join(head + bodies))
+
+
+def _places(at: Sequence[str]) -> list[str]:
+    if not at:
+        return []
+    more = f" and {len(at) - MOST_PLACES} more" if len(at) > MOST_PLACES else ""
+    return [f"# concerns {', '.join(at[:MOST_PLACES])}{more}"]
+
+
+def _imports(code: str) -> list[str]:
+    return [line for line in code.splitlines() if line.startswith(("import ", "from "))]
+
+
+def _body(code: str) -> str:
+    return "\n".join(line for line in code.splitlines() if not line.startswith(("import ", "from "))).strip()

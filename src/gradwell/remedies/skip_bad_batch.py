@@ -1,0 +1,45 @@
+"""No step on a gradient that is not finite."""
+
+from __future__ import annotations
+
+from gradwell.records.verdict import Prescription
+from gradwell.remedies._case import Case, Treats
+from gradwell.remedies._code import advise
+
+TREATS = (
+    Treats("nonfinite_value", "bad_batch", 1),
+    Treats("nonfinite_value", "", 3),
+    Treats("loss_spike", "bad_batch", 1),
+    Treats("loss_spike", "", 5),
+)
+
+
+def skip_bad_batch(case: Case) -> Prescription | None:
+    """Leaves out the optimizer's step when the gradient's norm is NaN or infinite, and says so.
+
+    What it does:
+        One NaN in one sample would make every weight NaN in one step, for good; a step left out costs one batch.
+
+    In your code:
+        import torch
+
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=float("inf"))  # measures, changes nothing
+        if torch.isfinite(norm):
+            optimizer.step()
+        else:
+            print("step left out, gradient norm", norm.item())
+        optimizer.zero_grad()
+
+    What it costs:
+        One norm over the gradients and a wait for the device.
+
+    When it fails:
+        When most batches are bad: it hides a cause that must be found (log of 0, division by 0, a label out of range).
+        Running statistics of batch norm have seen the bad batch already.
+
+    Source:
+        Micikevicius et al. 2018 (skipped steps); Chowdhery et al. 2022 (batches skipped at spikes).
+    """
+    expected = "the weights survive the batch; the batch itself still has to be looked at"
+    return advise(skip_bad_batch, expected=expected, at=case.lines())

@@ -1,0 +1,66 @@
+"""What detectors share: places, windows of steps and the words for them. No entry of the shelf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradwell.errors import NotMeasurable
+from gradwell.measure.profile import Course, trunk
+from gradwell.records.run import OptimizerInfo, Run, Site, Step
+from gradwell.records.verdict import RANK, Severity, Where
+
+SEVERITIES: tuple[Severity, ...] = ("mild", "serious", "fatal")
+
+
+def where(site: Site) -> Where:
+    """The place of a site."""
+    return Where(site.site, site.kind, site.source)
+
+
+def place(site: Site) -> str:
+    """A site in a sentence: its name, the number of a repeated call, and file:line where known."""
+    name = site.site or "the model"
+    name = f"{name} (call {site.call + 1})" if site.call else name
+    return f"{name} ({site.source})" if site.source else name
+
+
+def grade(value: float, bounds: Sequence[float]) -> Severity | None:
+    """The severity of a value by the bounds of mild, serious and fatal; None below all of them."""
+    reached = [severity for severity, bound in zip(SEVERITIES, bounds, strict=True) if value >= bound]
+    return reached[-1] if reached else None
+
+
+def milder(one: Severity | None, other: Severity) -> Severity | None:
+    """The lesser of two severities; None stays None."""
+    return one if one is None or RANK[one] <= RANK[other] else other
+
+
+def needs_steps(run: Run) -> None:
+    """Raise when the run holds no sampled step."""
+    if not run.steps:
+        raise NotMeasurable("no training step was recorded; a step is recorded when a backward pass runs.")
+
+
+def needs_depth(run: Run) -> list[Step]:
+    """The steps that have a path of at least two weight layers; raise when there is none."""
+    needs_steps(run)
+    deep = [step for step in run.steps if trunk(run.sites, step)]
+    if not deep:
+        raise NotMeasurable("no backward pass went through two weight layers or more, so there is no depth to compare.")
+    return deep
+
+
+def adaptive(optimizer: OptimizerInfo | None) -> bool | None:
+    """Whether the optimizer rescales gradients per parameter; None where no optimizer was seen."""
+    return None if optimizer is None else optimizer.adaptive
+
+
+def layers_word(count: int) -> str:
+    """`1 layer`, `12 layers`."""
+    return f"{count} layer{'s' if count != 1 else ''}"
+
+
+def span(judged: Course, bound: float) -> tuple[int, int]:
+    """The first and the last sampled step at which the quantity reaches the bound."""
+    steps = [step.step for step, value in judged.values if value >= bound]
+    return (steps[0], steps[-1]) if steps else (judged.first_step.step, judged.last_step.step)

@@ -1,0 +1,222 @@
+"""The gradient shrinks on its way from the output to the first layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from gradwell.measure.flow import Ledger, ledger
+from gradwell.measure.profile import Course, course, layers, log10_gain, pooled, profile, trunk, weight_of
+from gradwell.records.net import NetConfig
+from gradwell.records.numbers import decades, size, times
+from gradwell.records.run import Run, Step, finite
+from gradwell.records.verdict import RANK, Evidence, Finding, Severity
+from gradwell.symptoms._words import adaptive, grade, layers_word, milder, needs_depth, place, span, where
+
+ORDER = 1
+CULPRIT = 0.25
+"""Share of the total from which on a single site is named."""
+
+SICK = (
+    NetConfig(depth=20, activation="sigmoid"),
+    NetConfig(depth=12),
+    NetConfig(depth=12, activation="gelu", optimizer="Adam", lr=1e-3),
+    NetConfig(depth=24, optimizer="Adam", lr=1e-3),
+    NetConfig(depth=20, activation="tanh", optimizer="Adam", lr=1e-3),
+    NetConfig(kind="cnn", depth=12, width=16),
+)
+HEALTHY = (
+    NetConfig(depth=2),
+    NetConfig(depth=2, optimizer="Adam", lr=1e-3),
+    NetConfig(depth=12, init="he"),
+    NetConfig(depth=20, activation="tanh", init="lecun"),
+    NetConfig(depth=10, activation="sigmoid", init="centred_sigmoid"),
+    NetConfig(kind="residual", depth=24, norm="layer"),
+    NetConfig(kind="transformer", depth=6, width=32, optimizer="Adam", lr=1e-3),
+    NetConfig(kind="cnn", depth=4, width=16, init="he"),
+)
+
+
+def vanishing_gradient(
+    run: Run,
+    *,
+    mild: float = 1.2,
+    serious: float = 2.3,
+    fatal: float = 4.0,
+    adaptive_serious: float = 4.0,
+    adaptive_fatal: float = 8.0,
+    eps_margin: float = 10.0,
+) -> Iterator[Finding]:
+    """The gradient shrinks on its way from the output to the first layers.
+
+    What it does to training:
+        The first layers hardly learn; the last ones learn on features that stay random. Plain SGD suffers soonest,
+        since every layer's step is as small as its gradient. Adam and its kin rescale each layer's step and forgive
+        about twice as many decades, until the gradient comes near their eps: below it they stand still as well. At
+        the end of the scale the gradient is exactly 0 in the number format (underflow) and nothing is learnt at all.
+
+    How it is measured:
+        D = -(smallest log10 |delta_l| / |delta_out|) over the trunk, the sites that carry more than half of the
+        gradient's flow; delta_l is dLoss/d(output of l), the L2 norm per sample. What pooling takes is left out:
+        weight gradients add up over the positions. Weight gradients are no measure: in a ReLU net they stay equally
+        large over depth while everything vanishes. Bounds in decades: `mild`, `serious`, `fatal` for SGD and its kin;
+        `mild`, `adaptive_serious`, `adaptive_fatal` for adaptive optimizers while the smallest gradient (RMS per
+        element) is at least `eps_margin` times their eps. Without an optimizer the adaptive bounds hold and the
+        finding is at most serious. An exact zero is fatal. Over several sampled steps the median of the last third
+        counts; when only the start was bad, the finding is mild and says when it was over.
+
+    When it is no problem:
+        Behind shortcuts: the branch may vanish while the trunk does not. Late in training, when the loss is near
+        zero, all gradients are small; that is no profile, since each step is compared with its own output.
+
+    What helps first:
+        An initialisation that fits the activation (He for ReLU, critical for the rest); a normalisation in each
+        layer; shortcuts round every two layers; ReLU instead of sigmoid or tanh.
+
+    Source:
+        Hochreiter 1991; Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010; He et al. 2015. Bounds:
+        docs/calibration.md.
+    """
+    steps = needs_depth(run)
+    whole = course(run, lambda step: lost(run, step))
+    if whole is None:
+        yield from ()
+        return
+    judge = _Judge(run, (mild, serious, fatal), (mild, adaptive_serious, adaptive_fatal), eps_margin)
+    start, end = judge(whole.start, whole.first_step), judge(whole.end, whole.last_step)
+    if end is not None:
+        yield judge.finding(whole, end, mild)
+    elif start is not None and RANK[start] >= RANK["serious"] and len(steps) > 1:
+        yield judge.recovered(whole, start, mild)
+
+
+def lost(run: Run, step: Step) -> float | None:
+    """D: decades that the trunk loses at most, without what pooling takes; inf for an exact zero, None unmeasured."""
+    gains = [gain - pooled(run.sites, step, i) for i, gain in profile(run.sites, step) if not math.isnan(gain)]
+    return None if not gains else max(0.0, -min(gains))
+
+
+class _Judge:
+    """The bounds that hold for the run's optimizer, and the words."""
+
+    def __init__(self, run: Run, plain: Sequence[float], forgiving: Sequence[float], eps_margin: float) -> None:
+        self.run = run
+        self.plain, self.forgiving = plain, forgiving
+        self.eps_margin = eps_margin
+        self.adaptive = adaptive(run.optimizer)
+
+    def floor(self) -> float:
+        """The gradient below which an adaptive optimizer's eps takes over; 0 for one without eps."""
+        eps = self.run.optimizer.settings.get("eps", 0.0) if self.run.optimizer else 0.0
+        return self.eps_margin * float(eps) if isinstance(eps, (int, float)) else 0.0
+
+    def bounds(self, step: Step) -> Sequence[float]:
+        """The bounds for a step: those of SGD when nothing rescales a gradient of this size."""
+        if self.adaptive is None:
+            return self.forgiving
+        quiet = quietest(self.run, step)
+        return self.forgiving if self.adaptive and (quiet is None or quiet >= self.floor()) else self.plain
+
+    def __call__(self, value: float, step: Step) -> Severity | None:
+        if value == math.inf:
+            return "fatal"
+        severity = grade(value, self.bounds(step))
+        return milder(severity, "serious") if self.adaptive is None else severity
+
+    def finding(self, whole: Course, severity: Severity, mild: float) -> Finding:
+        step = whole.last_step
+        book = ledger(self.run.sites, step)
+        worst = _worst(self.run, step)
+        culprits = [i for i in _culprits(book) if i != worst]
+        summary = self._summary(whole, worst, book) + self._hint(whole.end, step)
+        sites = self.run.sites
+        first, last = span(whole, mild)
+        return Finding(
+            "vanishing_gradient", severity, [where(sites[i]) for i in (worst, *culprits)], first, last,
+            self._evidence(whole.end, step, severity), summary,
+        )  # fmt: skip
+
+    def recovered(self, whole: Course, was: Severity, mild: float) -> Finding:
+        worst = _worst(self.run, whole.first_step)
+        first, last = span(whole, mild)
+        summary = (
+            f"at the start the gradient shrank by {decades(whole.start, signed=False)} decades on its way to "
+            f"{place(self.run.sites[worst])} ({was}); recovered by step {_over(whole, mild)}, now "
+            f"{decades(whole.end, signed=False)}"
+        )
+        evidence = [Evidence("log10_gain at the start", -whole.start, "decades", -mild)]
+        return Finding("vanishing_gradient", "mild", [where(self.run.sites[worst])], first, last, evidence, summary)
+
+    def _evidence(self, value: float, step: Step, severity: Severity) -> list[Evidence]:
+        bound = self.bounds(step)[("mild", "serious", "fatal").index(severity)]
+        found = [Evidence("log10_gain", -value, "decades", -bound)]
+        quiet = quietest(self.run, step)
+        if quiet is not None and self.adaptive:
+            found.append(Evidence("smallest grad_rms", quiet, "per element", self.floor()))
+        return found
+
+    def _summary(self, whole: Course, worst: int, book: Ledger | None) -> str:
+        sites, step = self.run.sites, whole.last_step
+        assert step.output is not None
+        count = layers_word(layers(sites, step, worst))
+        way = f"from {sites[step.output].site or 'the output'} to {place(sites[worst])}"
+        if whole.end != math.inf:
+            text = f"{way} the gradient shrinks by {decades(whole.end, signed=False)} decades ({times(whole.end)})"
+            return f"{text}, {count}{self._culprit_words(book)}"
+        dtype = f" in {self.run.header.dtype}" if self.run.header.dtype else ""
+        before = f", after a loss of {decades(book.total, signed=False)} decades" if book is not None else ""
+        return f"{way} the gradient becomes exactly 0{dtype} (underflow){before}, {count} from the output"
+
+    def _culprit_words(self, book: Ledger | None) -> str:
+        named = [f"{self.run.sites[i].site} alone takes {decades(d, signed=False)}" for i, d in _taken(book)]
+        return f"; {', '.join(named)}" if named else ""
+
+    def _hint(self, value: float, step: Step) -> str:
+        plain, known = grade(value, self.plain), grade(value, self.forgiving)
+        if value == math.inf:
+            return ""
+        if self.adaptive is None and plain != known:
+            return f"; judged for an adaptive optimizer, under plain SGD it would be {plain}"
+        quiet = quietest(self.run, step)
+        if self.adaptive and quiet is not None and quiet < self.floor() and self.run.optimizer:
+            eps = self.floor() / self.eps_margin
+            return f"; gradients of {size(quiet)} are near {self.run.optimizer.kind}'s eps {eps:g}, so it cannot rescale them"
+        return ""
+
+
+def quietest(run: Run, step: Step) -> float | None:
+    """The smallest gradient (RMS per element, loss scale taken off) of a weight on the trunk."""
+    weights = [weight_of(run, i) for i in trunk(run.sites, step) if run.sites[i].role in ("weight", "source")]
+    sizes = finite([step.of("grad_rms", i) for i in weights if i is not None])
+    return min(sizes) / (step.loss_scale or 1.0) if sizes else None
+
+
+def _worst(run: Run, step: Step) -> int:
+    """The site with the smallest gradient; the first zero from the output where it reaches zero."""
+    gains = [(i, gain) for i, gain in profile(run.sites, step) if not math.isnan(gain)]
+    zeros = [i for i, gain in gains if gain == -math.inf]
+    if zeros:
+        return zeros[-1]
+    return min(gains, key=lambda pair: pair[1] - pooled(run.sites, step, pair[0]))[0]
+
+
+def _taken(book: Ledger | None) -> list[tuple[int, float]]:
+    """The (at most two) sites that take at least a quarter of the decades each, when the way is longer than that."""
+    if book is None or book.total > -1 or len(book.by_site) < 2 / CULPRIT:
+        return []
+    large = sorted((pair for pair in book.by_site if pair[1] <= CULPRIT * book.total), key=lambda pair: pair[1])
+    return large[:2]
+
+
+def _culprits(book: Ledger | None) -> list[int]:
+    return [i for i, _ in _taken(book)]
+
+
+def _over(whole: Course, bound: float) -> int:
+    """The first sampled step from which on the value stays below the bound."""
+    bad = [n for n, (_, value) in enumerate(whole.values) if value >= bound]
+    after = min(bad[-1] + 1, len(whole.values) - 1) if bad else 0
+    return whole.values[after][0].step
+
+
+__all__ = ["HEALTHY", "ORDER", "SICK", "log10_gain", "lost", "quietest", "vanishing_gradient"]
