@@ -8,9 +8,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from gradwell.errors import GradwellError
@@ -30,6 +29,8 @@ __all__ = ["Diagnosis", "GradwellError", "Run", "check", "load"]
 
 def __getattr__(name: str) -> Any:
     """Load a public name at first use, so that `import gradwell` costs nothing and needs no torch."""
+    if name == "__version__":
+        return importlib.metadata.version("gradwell")
     if name not in _HOMES:
         raise AttributeError(f"module 'gradwell' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

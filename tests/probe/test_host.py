@@ -62,6 +62,8 @@ ENDINGS = {
 }
 if sys.version_info >= (3, 11):
     ENDINGS["group"] = "exception 1"
+if sys.version_info >= (3, 12):
+    del ENDINGS["exit-huge"]  # plain python 3.13.0 itself stumbles over the number
 
 
 class Run(NamedTuple):

@@ -28,7 +28,7 @@ def test_erf(q):
 
 
 @given(QS)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_sin(q):
     v, d = v_d("sin", q)
     assert v == pytest.approx(-math.expm1(-2 * q) / 2, rel=1e-10)
@@ -185,10 +185,29 @@ def test_fixed_point_is_where_iteration_ends(name, sigma_w2, sigma_b2):
 
 @pytest.mark.parametrize("name", ["gelu", "silu", "mish", "hardswish"])
 def test_half_stable_point_is_a_fixed_point(name):
-    # chi_par = 1: the fixed point touches the diagonal, so q* keeps about the cube root of the digits
     point = meanfield.critical_point(name)
-    assert meanfield.fixed_point(name, point.sigma_w2, point.sigma_b2) == pytest.approx(point.q_star, rel=0.02)
-    assert point.chi_par == pytest.approx(1.0, abs=1e-9)
+    at = point.sigma_w2, point.sigma_b2
+    assert meanfield.fixed_point(name, *at, start=point.q_star) == point.q_star
+    assert meanfield.chi_perp(name, point.sigma_w2, point.q_star) == pytest.approx(1.0, abs=1e-9)
+    assert meanfield.chi_par(name, point.sigma_w2, point.q_star) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_half_stable_points_let_go_of_some_inputs():
+    # unit inputs start Mish above its q*, from where q runs away; GELU stops at a stable q below its q*
+    at = {name: meanfield.critical_point(name) for name in ("mish", "gelu")}
+    q = {name: meanfield.fixed_point(name, p.sigma_w2, p.sigma_b2) for name, p in at.items()}
+    assert q["mish"] == math.inf
+    assert q["gelu"] == pytest.approx(3.03498, abs=1e-5)
+    assert meanfield.next_q("gelu", q["gelu"], at["gelu"].sigma_w2, at["gelu"].sigma_b2) == pytest.approx(q["gelu"])
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-300, 1e-100])
+def test_numbers_at_the_end_of_the_floats(tiny):
+    assert meanfield.fixed_point("tanh", 1.0, tiny) < 1e-6
+    assert meanfield.fixed_point("tanh", tiny, tiny) < 1e-99
+    assert meanfield.fixed_point("sigmoid", tiny) < 1e-99
+    assert meanfield.fixed_point("tanh", 2.0, start=tiny) == pytest.approx(0.617965, abs=1e-6)
+    assert not np.isnan(meanfield.log10_gain_by_layer("sigmoid", 5, tiny)).any()
 
 
 def test_dropout_shifts_the_critical_point_of_relu():

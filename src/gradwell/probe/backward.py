@@ -11,10 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradwell.measure.flow import spread_flow
+from gradwell.measure.units import fork_shares, slope_statistics, unit_statistics
 from gradwell.probe import kinds, sizes
 from gradwell.probe.graph import Edge, Graph, Key
 from gradwell.probe.tape import Handle, Tape, Visit
@@ -133,9 +135,9 @@ class Backward:
             exits = [(e, key) for e in visit.exits if (key := graph.edges[e[0]][e[1]]) is not None and key[0] in path]
             visit.exits = [edge for edge, _ in exits]
             if len(exits) == 1:
-                (seq, j), key = exits[0]
-                below = owner.get(key)
-                if below is not None and len(graph.senders[key]) == 1 and len(below.outputs) == 1:
+                (seq, j), target = exits[0]
+                below = owner.get(target)
+                if below is not None and len(graph.senders[target]) == 1 and len(below.outputs) == 1:
                     self._telescoped.append((visit, below))  # what leaves here is what arrives there
                     if visit.role == "activation":
                         self._post.setdefault(seq, []).append(_slope(visit, j))
@@ -143,8 +145,8 @@ class Backward:
                 self._post.setdefault(seq, []).append(_depart(visit, j))
             elif exits:
                 parts = _Parts(visit, [key for _, key in exits])
-                for (seq, j), key in exits:
-                    self._post.setdefault(seq, []).append(parts.task(j, key))
+                for (seq, j), target in exits:
+                    self._post.setdefault(seq, []).append(parts.task(j, target))
 
     def _watch_forks(self) -> None:
         if self.source is None:
@@ -195,8 +197,9 @@ class Backward:
             if v.role == "weight" and v.delta is not None and v.outputs and v.outputs[0][0] in self._path
         ]  # fmt: skip
         trunk = [i for i in through if (self.visits[i].flow or 0.0) > 0.5]
-        self.output = (trunk or sorted(through, key=lambda i: self.visits[i].flow or 0.0) or [self.source])[-1]
-        assert self.output is not None
+        if not through:
+            return
+        self.output = trunk[-1] if trunk else max(through, key=lambda i: self.visits[i].flow or 0.0)
         last = {key[0] for key in self.visits[self.output].outputs}
         beyond = self.graph.descendants(last) - last
         self.beyond = {i for i, v in enumerate(self.visits) if any(key[0] in beyond for key in v.outputs)}
@@ -225,7 +228,7 @@ def _arrive(visit: Visit, number: int) -> Task:
         grad = grads[number]
         if grad is None:
             return
-        norm = sizes.l2(grad.detach())
+        norm = sizes.l2(grad)
         visit.delta = norm if visit.delta is None else math.hypot(visit.delta, norm)
         if visit.role == "activation":
             visit.entered = sizes.flat_sample(grad)
@@ -239,12 +242,17 @@ def _slope(visit: Visit, j: int) -> Task:
     def task(grads: Grads) -> None:
         grad = grads[j]
         if grad is not None and visit.entered is not None:
-            on = sizes.flat_sample(grad)
-            if on.shape == visit.entered.shape:
-                visit.ratio = on / visit.entered
-            visit.entered = None
+            _divide(visit, grad)
 
     return task
+
+
+def _divide(visit: Visit, sent: Tensor) -> None:
+    on, arrived = sizes.flat_sample(sent), visit.entered
+    visit.entered = None
+    if arrived is not None and on.shape == arrived.shape:
+        with np.errstate(all="ignore"):  # 0/0 is an element without a gradient
+            visit.ratio = on / arrived
 
 
 def _depart(visit: Visit, j: int) -> Task:
@@ -254,7 +262,7 @@ def _depart(visit: Visit, j: int) -> Task:
     def task(grads: Grads) -> None:
         grad = grads[j]
         if grad is not None:
-            visit.left = sizes.l2(grad.detach())
+            visit.left = sizes.l2(grad)
             if slope is not None:
                 slope(grads)
 
@@ -285,9 +293,7 @@ class _Parts:
         visit = self.visit
         visit.left = math.sqrt(sum(sizes.l2(total) ** 2 for total in self.sums.values()))
         if visit.role == "activation" and len(self.sums) == 1 and visit.entered is not None:
-            on = sizes.flat_sample(next(iter(self.sums.values())))
-            if on.shape == visit.entered.shape:
-                visit.ratio = on / visit.entered
+            _divide(visit, next(iter(self.sums.values())))
         self.sums, visit.entered = {}, None
 
 
@@ -299,13 +305,13 @@ class _Fork:
 
     def __init__(self, edges: list[Edge]) -> None:
         self.edges = edges
-        self.parts: dict[Edge, Tensor] = {}
+        self.parts: dict[Edge, sizes.Sample] = {}
 
     def task(self, edge: Edge) -> Task:
         def task(grads: Grads) -> None:
             grad = grads[edge[1]]
             if grad is not None and grad.numel():
-                self.parts[edge] = _scaled_sample(grad)
+                self.parts[edge] = sizes.flat_sample(grad)
 
         return task
 
@@ -314,26 +320,17 @@ class _Fork:
             return dict.fromkeys(self.edges, 1 / len(self.edges))
         if len(self.parts) == 1:
             return {edge: float(edge in self.parts) for edge in self.edges}
-        stacked = torch.stack([part.double() for part in self.parts.values()])
-        largest = stacked.abs().max()
-        stacked = stacked / largest if largest > 0 else stacked
-        total = stacked.sum(0)
-        square = float(total @ total)
-        if not square > 0 or not math.isfinite(square):
+        found = fork_shares([sizes.as_array(part) for part in self.parts.values()])
+        if found is None:
             return {edge: float(edge in self.parts) / len(self.parts) for edge in self.edges}
-        inner = (stacked @ total / square).tolist()
-        return dict.fromkeys(self.edges, 0.0) | dict(zip(self.parts, inner, strict=True))
-
-
-def _scaled_sample(grad: Tensor) -> Tensor:
-    return sizes.flat_sample(grad).clone()
+        return dict.fromkeys(self.edges, 0.0) | dict(zip(self.parts, found, strict=True))
 
 
 def _weigh(seq: int, numbers: set[int], weights: dict[Key, float]) -> Task:
     """A node with several outputs (split, unbind): its flow goes to them by the squares of their gradients."""
 
     def task(grads: Grads) -> None:
-        squares = {n: sizes.l2(g.detach()) ** 2 for n in numbers if (g := grads[n]) is not None}
+        squares = {n: sizes.l2(g) ** 2 for n in numbers if (g := grads[n]) is not None}
         total = sum(squares.values())
         for n in numbers:
             weights[(seq, n)] = squares.get(n, 0.0) / total if total > 0 else 1 / len(numbers)
@@ -361,22 +358,23 @@ def _read_norm(graph: Graph, visit: Visit, inside: set[int]) -> None:
             continue
         gain = next((v.detach().double().square().mean().item() for _, v in graph.leaves.get(seq, []) if v.dim() == 1), 1.0)
         count, lost = visit.numel // rstd.numel(), 1 if "Rms" in name else 2
-        square = rstd.detach().double().square().mean().item() * gain * (count - lost) / max(count, 1)
+        mean_square = rstd.detach().double().square().mean().item()
+        square = mean_square * gain * (count - lost) / max(count, 1)
         if square > 0 and math.isfinite(square):
             visit.isotropic = 0.5 * math.log10(square)
 
 
 def _finish_units(visits: list[Visit]) -> None:
     sampled = [visit for visit in visits if visit.values is not None]
-    rows = sizes.unit_statistics([visit.values for visit in sampled if visit.values is not None])
+    rows = unit_statistics([sizes.as_array(v.values) for v in sampled if v.values is not None])
     for visit, row in zip(sampled, rows, strict=True):
         visit.stats, visit.values = row, None
 
 
 def _finish_slopes(visits: list[Visit]) -> None:
     active = [visit for visit in visits if visit.ratio is not None]
-    ratios = [visit.ratio for visit in active if visit.ratio is not None]
-    found = sizes.slope_statistics(ratios, [kinds.largest_slope(visit.kind) for visit in active])
+    ratios = [sizes.as_array(visit.ratio) for visit in active if visit.ratio is not None]
+    found = slope_statistics(ratios, [kinds.largest_slope(visit.kind) for visit in active])
     for visit, (square, saturated) in zip(active, found, strict=True):
         visit.ratio = None
         visit.stats["saturated"] = saturated

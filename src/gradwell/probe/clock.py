@@ -88,7 +88,7 @@ class Monitor:
     def install(self) -> Monitor:
         """Start watching; the first step is sampled."""
         self._original = torch.autograd._make_grads
-        torch.autograd._make_grads = self._make_grads
+        torch.autograd._make_grads = self._make_grads  # type: ignore[assignment]  # same call, looser types
         self._watch_optimizers()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
@@ -124,7 +124,7 @@ class Monitor:
             monitor.recorder.add_optimizer(optimizer)
 
         self._optimizer_init = original
-        torch.optim.Optimizer.__init__ = __init__  # type: ignore[method-assign]
+        torch.optim.Optimizer.__init__ = __init__  # type: ignore[method-assign,assignment]
 
     @property
     def overhead(self) -> float | None:
@@ -187,7 +187,14 @@ class Monitor:
             # Re-queued once: the first callback may run before DDP has averaged the gradients (PITFALLS P10).
             engine.queue_callback(lambda: self._timed(lambda: self._backward_ends(backward, loss)))
 
-        handle = roots[0].grad_fn.register_prehook(lambda *_: (handle.remove(), engine.queue_callback(ends), None)[-1])
+        node: Any = roots[0].grad_fn
+        handles: list[Any] = []
+
+        def begins(*_: Any) -> None:
+            handles.pop().remove()
+            engine.queue_callback(ends)
+
+        handles.append(node.register_prehook(begins))
 
     def _timed(self, work: Callable[[], None]) -> None:
         start = time.perf_counter()

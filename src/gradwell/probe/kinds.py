@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from gradwell.shelf import shelf
 
-WEIGHT_NODES = {"AddmmBackward0", "MmBackward0", "ConvolutionBackward0", "BmmBackward0", "MvBackward0", "AddmvBackward0"}
+WEIGHT_NODES = {f"{name}Backward0" for name in ("Addmm", "Mm", "Convolution", "Bmm", "Mv", "Addmv")}
 """Autograd nodes that multiply with a weight, when one of their inputs is a leaf tensor."""
 
 
@@ -52,22 +52,21 @@ def functional_activations() -> dict[Callable[..., Any], str]:
 AMBIGUOUS = {"exp", "sin", "erf", "identity", "maxout"}
 
 
-@lru_cache(maxsize=4096)
-def _class_role(kind: type[nn.Module]) -> str:
-    name = kind.__name__
-    if issubclass(kind, nn.modules.loss._Loss):
-        return "loss"
-    if issubclass(kind, (nn.Embedding, nn.EmbeddingBag)):
-        return "source"
-    if issubclass(kind, (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)):
-        return "other"
-    if issubclass(kind, nn.Identity):
-        return "other"
-    if name in activation_names():
+_FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.modules.loss._Loss,), "loss"),
+    ((nn.Embedding, nn.EmbeddingBag), "source"),
+    ((nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Identity), "other"),
+)
+
+
+@cache
+def _class_role(kind: Any) -> str:
+    for family, role in _FAMILIES:
+        if issubclass(kind, family):
+            return role
+    if kind.__name__ in activation_names():
         return "activation"
-    if "Norm" in name:
-        return "norm"
-    return ""
+    return "norm" if "Norm" in kind.__name__ else ""
 
 
 def role_of(module: nn.Module) -> str:

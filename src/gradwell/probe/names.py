@@ -177,7 +177,7 @@ class Names:
 
 
 @lru_cache(maxsize=1024)
-def _assignment_line(owner: type, attribute: str) -> str | None:
+def _assignment_line(owner: Any, attribute: str) -> str | None:
     """`file:line` of `self.attribute = ...` in a class of the user's own file, None where there is none."""
     try:
         filename = inspect.getsourcefile(owner)

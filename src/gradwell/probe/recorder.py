@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import importlib.metadata
 import platform
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +12,6 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gradwell import __version__
 from gradwell.probe import sizes
 from gradwell.probe.backward import Backward
 from gradwell.probe.names import Names
@@ -84,7 +84,7 @@ class Recorder:
         """Line 1 of the run, with what is known now."""
         first = self.tensors[0] if self.tensors else None
         return Header(
-            tool=f"gradwell {__version__}",
+            tool=f"gradwell {importlib.metadata.version('gradwell')}",
             torch=str(torch.__version__),
             python=platform.python_version(),
             device=str(first.device) if first is not None else "",
@@ -136,12 +136,8 @@ class Recorder:
         key = (visit.name, visit.call, visit.kind)
         if key not in self._site_index:
             self._site_index[key] = len(self.sites)
-            self.sites.append(
-                Site(
-                    visit.name, visit.kind, visit.call, order, visit.root, visit.source, visit.role,
-                    visit.fan_in, visit.fan_out,
-                )  # fmt: skip
-            )
+            place = (visit.name, visit.kind, visit.call, order, visit.root, visit.source)
+            self.sites.append(Site(*place, visit.role, visit.fan_in, visit.fan_out))
         return self._site_index[key]
 
     def _batch(self, backward: Backward) -> int:
@@ -168,7 +164,7 @@ class Recorder:
 def optimizer_info(optimizer: torch.optim.Optimizer) -> OptimizerInfo:
     """Class name and the plain settings of the first group."""
     group = optimizer.param_groups[0] if optimizer.param_groups else {}
-    settings = {
+    settings: dict[str, float | bool | str | None] = {
         name: float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
         for name, value in group.items()
         if name != "params" and isinstance(value, (int, float, bool, str))

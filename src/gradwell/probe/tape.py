@@ -48,7 +48,7 @@ class Visit:
         self.numel = 0
         self.size: float | None = None  # L2 norm of the output
         self.nonfinite: int | None = None
-        self.values: Tensor | None = None  # sample (B, P, U) of the output
+        self.values: sizes.Sample | None = None  # sample (B, P, U) of the output
         self.stats: dict[str, float] = {}
         # filled by the backward half:
         self.inputs: set[Key] = set()
@@ -56,8 +56,8 @@ class Visit:
         self.exits: list[Edge] = []
         self.delta: float | None = None  # L2 norm of dLoss/d(output)
         self.left: float | None = None  # L2 norm of the gradient that this call sends to its input
-        self.entered: Tensor | None = None  # sample of dLoss/d(output)
-        self.ratio: Tensor | None = None  # sample of the gradient sent on / gradient arrived
+        self.entered: sizes.Sample | None = None  # sample of dLoss/d(output)
+        self.ratio: sizes.Sample | None = None  # sample of the gradient sent on / gradient arrived
         self.isotropic: float | None = None  # log10 gain for a random cotangent
         self.flow: float | None = None
 
@@ -148,7 +148,7 @@ class Tape:
     def _look_at_input(self, value: Tensor) -> None:
         if self.input_rms is None or not self.visits:  # the first call of a step is the one that gets the data
             self.input_rms = sizes.l2(value) / value.numel() ** 0.5
-            self.input_mean = float(sizes.flat_sample(value).double().mean())
+            self.input_mean = float(sizes.as_array(sizes.flat_sample(value)).mean(dtype="float64"))
 
     def _leave(self, module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         frame = None
@@ -222,15 +222,15 @@ class _Functions(TorchFunctionMode):
 
     def open(self) -> None:
         if not self._open:
-            self.__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._open = True
 
     def close(self) -> None:
         if self._open:
             self._open = False
-            self.__exit__(None, None, None)
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = self._known.get(func)
         if name is None:

@@ -178,7 +178,8 @@ class Run(msgspec.Struct, frozen=True):
             for step in self.steps
             for i, site in enumerate(self.sites)
         ]  # fmt: skip
-        return pd.DataFrame(rows)
+        frame: pd.DataFrame = pd.DataFrame(rows)
+        return frame
 
 
 def header_line(header: Header) -> bytes:

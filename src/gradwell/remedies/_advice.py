@@ -26,6 +26,9 @@ ECHOES = frozenset({
 """Symptoms that follow from others: they get advice of their own only where nothing as bad stands behind them."""
 
 
+CLIPS = frozenset({"clip_norm", "clip_value", "adaptive_clip"})
+
+
 class Joint(NamedTuple):
     """Remedies that need each other: for a symptom, when the case is so, with these settings."""
 
@@ -71,11 +74,17 @@ def prescribe(
 def plans(case: Case) -> list[Prescription]:
     """All that fits one case: remedies that need each other first, then single ones by rank."""
     joint = _joint(case)
-    singles = [plan for plan in (_ask(remedy, case) for remedy in _ranked(case)) if plan is not None]
+    singles = _one_clip([plan for plan in (_ask(remedy, case) for remedy in _ranked(case)) if plan is not None])
     if joint is None:
         return singles
     parts = [remedy for remedy in joint.remedies if remedy.id == "swap_activation"]
     return [joint, *(single for single in singles if single.remedies[0] not in parts)]
+
+
+def _one_clip(singles: Sequence[Prescription]) -> list[Prescription]:
+    """Without the second and third way to clip: they are alternatives to the first, not more to try."""
+    clips = [plan for plan in singles if plan.remedies[0].id in CLIPS]
+    return [plan for plan in singles if plan not in clips[1:]]
 
 
 def _to_treat(findings: Sequence[Finding]) -> list[int]:

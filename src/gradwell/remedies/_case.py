@@ -95,23 +95,24 @@ class Case(msgspec.Struct, frozen=True):
     @property
     def weak_activation(self) -> bool:
         """True when no init but a centred one can make up for the slope: sigmoids, at most 1/4 steep."""
-        return bool(self.activation) and _fact(self.activation, "MAX_SLOPE", 1.0) < 0.5
+        return _fact(self.activation, "MAX_SLOPE", 1.0) < 0.5
 
     @property
     def saturating(self) -> bool:
         """True when the activation is flat on both sides."""
-        return bool(self.activation) and _fact(self.activation, "SATURATES", False)
+        return _fact(self.activation, "SATURATES", False)
 
     @property
     def can_die(self) -> bool:
         """True when the activation is exactly flat on a half line, so that a unit can stop learning for good."""
-        return bool(self.activation) and _fact(self.activation, "CAN_DIE", False)
+        return _fact(self.activation, "CAN_DIE", False)
 
     def torch_class(self, activation: str) -> str:
         """`nn.ReLU` for relu; "" where the net calls a function (`F.relu`) or torch has no such module."""
         kinds = {site.kind for site in self.run.sites if site.role == "activation"}
-        names = [name for name in _fact(activation, "TORCH", ()) if name[:1].isupper() and name in kinds]
-        return f"nn.{names[0]}" if names else ""
+        known: tuple[str, ...] = _fact(activation, "TORCH", ())
+        classes = [name for name in known if name[:1].isupper() and name in kinds]
+        return f"nn.{classes[0]}" if classes else ""
 
     @property
     def output_activation(self) -> str:
@@ -123,9 +124,7 @@ class Case(msgspec.Struct, frozen=True):
     @property
     def weight_kinds(self) -> list[str]:
         """Classes of the weight layers, the most frequent first (`Linear`, `Conv2d`, ...)."""
-        return [
-            kind for kind, _ in Counter(site.kind for site in self.run.sites if site.role == "weight").most_common()
-        ]
+        return _frequent(site.kind for site in self._named(["weight"]))
 
     @property
     def layers(self) -> int:
@@ -226,5 +225,6 @@ def _activation_ids() -> dict[str, str]:
 
 
 def _fact(activation: str, name: str, default: Fact) -> Fact:
-    value: Fact = shelf("gradwell.theory.activations")[activation].fact(name, default)
+    entries = shelf("gradwell.theory.activations")
+    value: Fact = entries[activation].fact(name, default) if activation in entries else default
     return value

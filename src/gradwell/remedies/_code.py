@@ -19,8 +19,10 @@ def advise(
 
     `at`: places such as `train.py:42` that the change is about.
     """
-    text = "\n".join([*_places(at), (code or lines(remedy)).strip()])
-    return Prescription([Remedy(remedy.__name__, settings)], f"{expected}; {NOT_TRIED}", text)
+    text = code or lines(remedy)
+    body = "\n".join([*_places(at), _body(text)])
+    whole = _with_imports(_imports(text), [body])
+    return Prescription([Remedy(remedy.__name__, settings)], f"{expected}; {NOT_TRIED}", whole)
 
 
 def lines(remedy: Callable[..., Any]) -> str:
@@ -31,10 +33,14 @@ def lines(remedy: Callable[..., Any]) -> str:
 def together(parts: Sequence[Prescription], *, expected: str) -> Prescription:
     """Several remedies as one prescription: code in order, each import once, on top."""
     imports = list(dict.fromkeys(line for part in parts for line in _imports(part.in_your_code)))
-    bodies = [_body(part.in_your_code) for part in parts]
-    head = ["\n".join(imports)] if imports else []
+    whole = _with_imports(imports, [_body(part.in_your_code) for part in parts])
     remedies = [remedy for part in parts for remedy in part.remedies]
-    return Prescription(remedies, f"{expected}; {NOT_TRIED}", "\n\n".join(head + bodies))
+    return Prescription(remedies, f"{expected}; {NOT_TRIED}", whole)
+
+
+def _with_imports(imports: Sequence[str], bodies: Sequence[str]) -> str:
+    head = ["\n".join(imports)] if imports else []
+    return "\n\n".join([*head, *bodies])
 
 
 def _places(at: Sequence[str]) -> list[str]:

@@ -67,7 +67,8 @@ def add_shortcut(case: Case) -> Prescription | None:
     exploding = case.symptom == "exploding_gradient"
     if not kind or case.shortcut or case.recurrent or case.layers < 3 or (exploding and not case.normalised):
         return None
-    expected = case.back(*_ALL, otherwise="the gradient gets a path of gain 1 past each layer")
+    path = "the gradient gets a path of gain 1 past each layer"
+    expected = f"{path}, which dilutes the growth" if exploding else case.back(*_ALL, otherwise=path)
     return advise(add_shortcut, expected=expected, code=code(kind), at=case.lines("weight"))
 
 

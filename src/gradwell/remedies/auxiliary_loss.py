@@ -53,7 +53,7 @@ def auxiliary_loss(case: Case, *, weight: float = 0.3) -> Prescription | None:
 
 
 def _unreached(case: Case, weight: float) -> Prescription:
-    text = f"""# 1. between here and the loss, look for .detach(), .item(), .data, torch.no_grad(), a branch never called
+    text = f"""# 1. between here and the loss, look for .detach(), .item(), .data, no_grad(), a branch never called
 # 2. a head that is meant to learn needs its loss in the sum:
 loss = loss + {weight:g} * aux_loss
 # 3. a part that is not meant to learn: say so

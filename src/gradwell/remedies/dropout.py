@@ -40,9 +40,10 @@ def dropout(case: Case, *, p: float = 0.1) -> Prescription | None:
     old = case.torch_class(case.activation)
     if not old or any(site.kind == "Dropout" for site in case.run.sites):
         return None
+    keep = "[:-1]" if case.output_activation == case.activation else ""
     text = f"""from torch import nn
 
-for name in [n for n, m in model.named_modules() if isinstance(m, {old})]:
+for name in [n for n, m in model.named_modules() if isinstance(m, {old})]{keep}:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, nn.Sequential(model.get_submodule(name), nn.Dropout({p:g})))"""
     return advise(dropout, expected="outputs become less certain", code=text, at=case.lines("activation"), p=p)

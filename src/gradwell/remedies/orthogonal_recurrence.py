@@ -9,6 +9,7 @@ from gradwell.remedies._code import advise
 TREATS = (
     Treats("vanishing_through_time", "", 2),
     Treats("exploding_through_time", "", 2),
+    Treats("symmetric_units", "", 2),
 )
 
 
@@ -43,6 +44,8 @@ def orthogonal_recurrence(case: Case, *, gain: float = 1.0) -> Prescription | No
     Source:
         Saxe et al. 2014; Arjovsky et al. 2016; Lezcano-Casado and Martinez-Rubio 2019 (expRNN).
     """
+    if case.symptom == "symmetric_units" and not case.recurrent:
+        return None
     text = f"""from torch import nn
 
 for m in model.modules():  # after `model = ...`, before training

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gradwell.records.verdict import Prescription
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
@@ -52,6 +54,12 @@ _DRAW = {
 _BIAS = {
     "centred_sigmoid": "m.bias.data = -0.5 * m.weight.data.flatten(1).sum(1)  # the layer sees sigmoid - 1/2",
 }
+_DECADES = {"he": math.log10(2) / 2, "xavier": 0.0, "lecun": 0.0, "centred_sigmoid": math.log10(16) / 2}
+"""Decades a layer that the weights of each init add, log10 sigma_w."""
+
+ALREADY = 0.06
+"""Weights within this many decades a layer of the right scale are left as they are."""
+
 _MENDS = ("weight_gain", "activation_slope")
 
 
@@ -94,11 +102,20 @@ def reinit(case: Case, *, init: str = "", where: str = "") -> Prescription | Non
     """
     if case.symptom == "saturated_output" or where == "head":
         return _head(case)
-    if case.recurrent or (case.normalised and case.symptom in {"vanishing_gradient", "exploding_gradient"}):
+    if case.recurrent or (not init and _idle(case)):
         return None
     init = init or init_for(case.activation)
     expected = case.back(*_mended(case), otherwise=_EXPECTED.get(case.symptom, "the gradient keeps its size"))
     return advise(reinit, expected=expected, code=code(case, init), at=case.lines("weight"), init=init)
+
+
+def _idle(case: Case) -> bool:
+    """True when a new draw would change no profile: before norms, or when the weights have the right scale already."""
+    if case.symptom not in {"vanishing_gradient", "exploding_gradient"}:
+        return False
+    gain = case.decades("weight_gain")
+    right = _DECADES[init_for(case.activation)]
+    return case.normalised or (gain != 0 and abs(gain / max(case.layers, 1) - right) < ALREADY)
 
 
 def _mended(case: Case) -> tuple[str, ...]:

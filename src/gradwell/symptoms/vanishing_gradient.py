@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gradwell.measure.flow import Ledger, ledger
-from gradwell.measure.profile import Course, course, layers, log10_gain, pooled, profile, trunk, weight_of
+from gradwell.measure.profile import Course, course, layers, pooled, profile, trunk, weight_of
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades, size, times
 from gradwell.records.run import Run, Step, finite
@@ -219,4 +219,3 @@ def _over(whole: Course, bound: float) -> int:
     return whole.values[after][0].step
 
 
-__all__ = ["HEALTHY", "ORDER", "SICK", "log10_gain", "lost", "quietest", "vanishing_gradient"]

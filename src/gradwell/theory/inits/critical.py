@@ -26,7 +26,9 @@ def critical(fan_in: int, fan_out: int, *, activation: str = "gelu", sigma_b2: f
 
     When it fails:
         For softplus and exp there is none. For sigmoid it exists at sigma_w2 = 103 but is of no use: take
-        `centred_sigmoid`. It describes the start of training only.
+        `centred_sigmoid`. The points with sigma_b2 > 0 attract q from one side only: beyond some 1,000
+        layers Mish explodes (5 decades) and GELU, SiLU and hardswish lose 4 or 5. It describes the start of
+        training only.
 
     Source:
         Schoenholz et al. 2017; Roberts, Yaida, Hanin 2022 (PDLT), section 5.

@@ -1,0 +1,94 @@
+"""Statistics of units and slopes from small samples; equal shapes are done in one stack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def unit_statistics(samples: Sequence[Array]) -> list[dict[str, float]]:
+    """`mean`, `zero`, `dead` and `spread` of each sample with the axes (batch B, positions P, units U).
+
+    `zero`: share of elements that are exactly 0. `dead`: share of the units that are exactly 0 in the whole batch.
+    `spread`: variance between the samples of the batch over the mean square; nan for a batch of one and for zeros.
+    """
+    answers: list[dict[str, float]] = [{} for _ in samples]
+    for members in _alike(samples):
+        for start in range(0, len(members), 512):
+            part = members[start : start + 512]
+            stacked = np.stack([samples[i] for i in part])
+            with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
+                rows = _statistics(stacked)
+            for i, row in zip(part, rows, strict=True):
+                answers[i] = dict(zip(("mean", "zero", "dead", "spread"), row, strict=True))
+    return answers
+
+
+def _alike(samples: Sequence[Array]) -> list[list[int]]:
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, values in enumerate(samples):
+        if values.size:
+            groups.setdefault((values.shape, values.dtype), []).append(i)
+    return list(groups.values())
+
+
+def _statistics(x: Array) -> list[list[float]]:
+    count = x[0].size  # (S, B, P, U)
+    flat = x.reshape(len(x), -1)
+    zero = 1 - np.count_nonzero(flat, axis=1) / count
+    used = np.count_nonzero(np.abs(x).max(axis=(1, 2)), axis=1)
+    columns = [flat.mean(1, dtype=np.float64), zero, 1 - used / x.shape[3]]
+    if x.shape[1] > 1:
+        # Differences from the first sample keep the digits that subtracting mean squares would lose.
+        apart = (x - x[:, :1]).astype(np.float64, copy=False)
+        between = np.einsum("sbpu,sbpu->s", apart, apart) / x.shape[1]
+        centre = apart.mean(1)
+        between -= np.einsum("spu,spu->s", centre, centre)
+        square = np.einsum("se,se->s", flat, flat, dtype=np.float64) / x.shape[1]
+        columns.append(np.maximum(between, 0) / square)
+    else:
+        columns.append(np.full(len(x), math.nan))
+    rows: list[list[float]] = np.stack(columns, 1).tolist()
+    return rows
+
+
+def slope_statistics(ratios: Sequence[Array], ceilings: Sequence[float]) -> list[tuple[float, float]]:
+    """Mean square slope and share of saturated elements, from samples of gradient sent on over gradient arrived.
+
+    Elements that got no gradient are 0/0 and do not count. Saturated: |slope| below 1/20 of the largest that the
+    activation has. (nan, nan) where no element got a gradient.
+    """
+    answers = [(math.nan, math.nan)] * len(ratios)
+    for members in _alike(ratios):
+        slope = np.abs(np.stack([ratios[i] for i in members]))
+        bound = np.array([[ceilings[i] / 20] for i in members], dtype=slope.dtype)
+        known = np.isfinite(slope)
+        count = np.count_nonzero(known, axis=1)
+        slope[~known] = 0
+        low = np.count_nonzero((slope < bound) & known, axis=1)
+        square = np.einsum("se,se->s", slope, slope, dtype=np.float64)
+        for i, n, s, f in zip(members, count.tolist(), square.tolist(), low.tolist(), strict=True):
+            answers[i] = (s / n, f / n) if n else (math.nan, math.nan)
+    return answers
+
+
+def fork_shares(parts: Sequence[Array]) -> list[float] | None:
+    """Share of each branch, <d_k, d> / |d|^2 with d = sum_k d_k; None where d is zero or not finite."""
+    stacked = np.stack(parts).astype(np.float64)
+    with np.errstate(all="ignore"):
+        largest = np.abs(stacked).max()
+        if not (largest > 0 and math.isfinite(largest)):
+            return None
+        stacked /= largest
+        total = stacked.sum(0)
+        square = float(total @ total)
+    if not square > 0:
+        return None
+    shares: list[float] = (stacked @ total / square).tolist()
+    return shares

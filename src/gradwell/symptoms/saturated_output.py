@@ -1,0 +1,92 @@
+"""The output's own activation is flat, so that no gradient enters the net at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradwell.errors import NotMeasurable
+from gradwell.measure.profile import beyond_output, course
+from gradwell.records.net import NetConfig
+from gradwell.records.numbers import decades, size
+from gradwell.records.run import Run, Step
+from gradwell.records.verdict import Evidence, Finding
+from gradwell.symptoms._words import grade, needs_steps, place, span, where
+
+ORDER = 2
+
+SICK = (
+    NetConfig(depth=3, output_activation="sigmoid", loss="mse", bias_value=15.0),
+    NetConfig(depth=3, task="xor", batch_size=4, output_activation="sigmoid", loss="mse", bias_value=12.0),
+)
+HEALTHY = (
+    NetConfig(depth=3, output_activation="sigmoid", loss="mse"),
+    NetConfig(depth=3, output_activation="sigmoid", loss="bce"),
+    NetConfig(depth=20, activation="sigmoid", output_activation="sigmoid", loss="mse"),
+)
+
+
+def saturated_output(
+    run: Run, *, share: float = 0.9, mild: float = 2.0, serious: float = 3.0, fatal: float = 6.0
+) -> Iterator[Finding]:
+    """The output's own activation is flat although the answers are wrong, so that no gradient enters the net at all.
+
+    What it does to training:
+        A sigmoid at 0.99999 with target 0 is as wrong as can be, and under a squared error its gradient is 1e-5: nothing
+        tells the net so. The depth profile can look flat and healthy, since it only compares layers with the output,
+        and Adam rescales what is left, slowly.
+
+    How it is measured:
+        A site after the last weight layer is saturated in at least `share` of its elements (where that is measured), and
+        S = -log10 of what it passes on of its gradient is at least `mild`, `serious`, `fatal`, while the loss is not
+        small: |delta_out| per sample is below 10^-mild of the loss per sample. Cross-entropy on logits and BCE cancel the
+        slope and are not concerned.
+
+    When it is no problem:
+        When the net is right: then the loss is small as well, and the measure compares the two.
+
+    What helps first:
+        Give logits to the loss (`BCEWithLogitsLoss`, `CrossEntropyLoss`); zero biases and small weights in the last
+        layer; smaller activations (a scale on residual branches).
+
+    Source:
+        Bishop 1995, section 6.9 (matching activation and error); Goodfellow, Bengio and Courville 2016, section 6.2.2.
+    """
+    needs_steps(run)
+    if not any(_after(run, step) for step in run.steps):
+        raise NotMeasurable("nothing stands after the last weight layer: the loss gets its outputs directly.")
+    if all(step.loss is None for step in run.steps):
+        raise NotMeasurable("the loss was not recorded, so a flat output cannot be told from a right one.")
+    judged = course(run, lambda step: _shut(run, step, share, mild))
+    severity = None if judged is None else grade(judged.end, (mild, serious, fatal))
+    if judged is None or severity is None:
+        return
+    step = judged.last_step
+    site = run.sites[_after(run, step)[-1]]
+    first, last = span(judged, mild)
+    assert step.loss is not None
+    words = "nothing" if judged.end == math.inf else f"10^-{decades(judged.end, signed=False)} of it"
+    text = f"{place(site)} is flat where the outputs are: of the loss's gradient {words} enters the net, loss {size(step.loss)}"
+    bound = (mild, serious, fatal)[("mild", "serious", "fatal").index(severity)]
+    evidence = [Evidence("log10 passed on", -judged.end, "decades", -bound), Evidence("measured at", step.step, "step")]
+    yield Finding("saturated_output", severity, [where(site)], first, last, evidence, text)
+
+
+def _after(run: Run, step: Step) -> list[int]:
+    """The sites after the output that change the gradient, in forward order."""
+    return [i for i in beyond_output(run.sites, step) if run.sites[i].kind not in ("Identity", "Dropout")]
+
+
+def _shut(run: Run, step: Step, share: float, mild: float) -> float | None:
+    """S: decades lost between the last site after the output and the output; 0 where the output is right or open."""
+    sites = _after(run, step)
+    if not sites or step.output is None or step.loss is None or not math.isfinite(step.loss):
+        return None
+    arrived, entered = step.at("delta_norm", sites[-1]), step.at("delta_norm", step.output)
+    if arrived is None or entered is None or not math.isfinite(arrived) or not math.isfinite(entered) or arrived == 0:
+        return None
+    known = [value for i in sites if (value := step.at("saturated_frac", i)) is not None and math.isfinite(value)]
+    felt = entered * (step.batch or 1)
+    if (known and max(known) < share) or felt > 10**-mild * abs(step.loss):
+        return 0.0
+    return math.inf if entered == 0 else max(0.0, math.log10(arrived / entered))
