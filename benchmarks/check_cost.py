@@ -38,7 +38,9 @@ def mlp(depth: int, width: int) -> nn.Module:
 
 def resnet() -> nn.Module:
     stem = [nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
-    return nn.Sequential(*stem, *[Block(32) for _ in range(4)], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    return nn.Sequential(
+        *stem, *[Block(32) for _ in range(4)], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)
+    )
 
 
 class Transformer(nn.Module):
@@ -71,7 +73,7 @@ def bare(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     loss_fn(model, batch).backward()
 
 
-def timed(work) -> float:  # noqa: ANN001
+def timed(work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -84,7 +86,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    print("| network | bare pass, ms | check, ms | check / bare | sites | us a site and pass | measuring alone / bare |")
+    print(
+        "| network | bare pass, ms | check, ms | check / bare | sites | us a site and pass | measuring alone / bare |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name, make in CASES.items():
         model, x, classes = make()

@@ -17,6 +17,7 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import ModuleType
@@ -50,7 +51,7 @@ class Page(msgspec.Struct, frozen=True):
                 blocks[heading] = ""
             elif heading:
                 blocks[heading] += line + "\n"
-        return cls(title.strip(), {k: inspect.cleandoc(v).strip() for k, v in blocks.items()}, text)
+        return cls(title.strip(), {k: textwrap.dedent(v).strip() for k, v in blocks.items()}, text)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -107,6 +108,10 @@ class Shelf(Mapping[str, Entry]):
             hint = f"did you mean {close[0]!r}?" if close else f"see `gradwell list {self.kind}`."
             raise UnknownId(f"There is no {key!r} among the {self.kind}; {hint}")
         return entries[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The entry of an id, or `default`."""
+        return self._load().get(key, default)
 
     def __contains__(self, key: object) -> bool:
         return key in self._load()

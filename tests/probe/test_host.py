@@ -117,7 +117,7 @@ def test_every_ending_is_pythons_own(end, tmp_path):
 def test_training_with_workers_is_bit_equal(tmp_path):
     hosted = assert_unchanged([THYSELF, "normal", "children", "torch"], folder=tmp_path)
     assert hosted.out.count("loss 0x") == 2
-    assert "a terminated child ends with -15" in hosted.out
+    assert "terminated children end with {-15}" in hosted.out
     assert hosted.endings == ["finished 0"]
 
 
@@ -131,6 +131,16 @@ def test_ctrl_c_leaves_files_flushed(tmp_path):
     hosted = assert_unchanged([THYSELF, "file"], folder=tmp_path)
     assert hosted.status == -signal.SIGINT
     assert (tmp_path / "log").read_text() == "written\n"
+
+
+@pytest.mark.parametrize("start", [["start_here.py"], ["-m", "start_here"]], ids=["as a file", "with -m"])
+def test_ctrl_c_however_we_were_started(start, tmp_path):
+    write(tmp_path / "start_here.py", DRIVER)
+    write(tmp_path / "script.py", "import atexit\natexit.register(print, 'atexit')\nraise KeyboardInterrupt\n")
+    plain = run(["script.py"], folder=tmp_path, cwd=tmp_path)
+    hosted = run([*start, "script.py"], folder=tmp_path, cwd=tmp_path)
+    assert hosted == plain._replace(endings=["interrupted 130"])
+    assert hosted.status == -signal.SIGINT
 
 
 def test_hard_exit_is_the_scripts_own(tmp_path):

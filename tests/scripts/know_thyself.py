@@ -104,11 +104,14 @@ def tell_children():
     for method in ("fork", "spawn"):
         with multiprocessing.get_context(method).Pool(1) as pool:
             print(method, [(apart, thing.size) for apart, thing in pool.map(work, [1, 2])])
-    child = multiprocessing.get_context("fork").Process(target=signal.pause)
-    child.start()
-    child.terminate()
-    child.join()
-    print("a terminated child ends with", child.exitcode)
+    codes = set()
+    for _ in range(20):  # each gets its signal in its first moments
+        child = multiprocessing.get_context("fork").Process(target=signal.pause)
+        child.start()
+        child.terminate()
+        child.join()
+        codes.add(child.exitcode)
+    print("terminated children end with", codes)
 
 
 def tell_torch():

@@ -34,7 +34,7 @@ def on_ledger(run: Run, step: Step, role: str) -> list[int]:
     return [] if book is None else [i for i, _ in book.by_site if run.sites[i].role == role]
 
 
-def a_layer(run: Run, step: Step, indices: Iterable[int]) -> float | None:
+def a_layer(step: Step, indices: Iterable[int]) -> float | None:
     """The mean isotropic gain of some sites as a factor: what a random gradient keeps of its size in each."""
     known = finite([step.at("isotropic", i) for i in indices])
     return 10 ** (sum(known) / len(known)) if known else None

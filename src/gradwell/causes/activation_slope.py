@@ -9,7 +9,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = PROFILES
 
 
-def activation_slope(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def activation_slope(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """The slopes of the activations on the gradient's way: each multiplies the gradient by phi'(h).
 
     What it is:
@@ -28,7 +28,7 @@ def activation_slope(run: Run, finding: Finding, step: Step) -> Attribution | No
         Hochreiter 1991; Glorot and Bengio 2010; Pennington, Schoenholz and Ganguli 2017.
     """
     found = on_ledger(run, step, "activation")
-    keeps = a_layer(run, step, found)
+    keeps = a_layer(step, found)
     if keeps is None:
         return share_of(run, step, "activation_slope", "no activation on the way")
     text = f"{kinds(run.sites[i] for i in found)} passes on {factor(keeps)} of the gradient a layer"

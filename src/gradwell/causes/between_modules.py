@@ -10,7 +10,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = PROFILES
 
 
-def between_modules(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def between_modules(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """What happens between the layers: additions, concatenation, means, products and attention written as functions.
 
     What it is:

@@ -11,7 +11,7 @@ FEWEST = 5
 """Layers in a row from which on depth is named; shorter chains can lose that much by one bad layer only."""
 
 
-def depth_without_shortcut(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def depth_without_shortcut(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """Many layers in a row with no way round: whatever each layer does is raised to the power of the depth.
 
     What it is:

@@ -8,17 +8,14 @@ from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Attribution, Finding
 
-EXPLAINS = (
-    "vanishing_gradient", "exploding_gradient", "nonfinite_value", "dead_units", "saturated_units", "saturated_output",
-    "rank_collapse",
-)  # fmt: skip
+EXPLAINS = ("nonfinite_value", "dead_units", "saturated_units", "saturated_output", "rank_collapse")
 LARGE, SMALL = 5.0, 0.02
 """RMS of the input outside of which its scale is named; standardised data have 1, images in [0, 1] about 0.5."""
 OFF_CENTRE = 3.0
 """|mean| over standard deviation from which on the input is called off centre."""
 
 
-def input_scale(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def input_scale(_run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """Inputs that are far from size 1 or far off centre: every initialisation assumes standardised data.
 
     What it is:

@@ -9,7 +9,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = PROFILES
 
 
-def normalization_gain(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def normalization_gain(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """What the normalisation layers do to the gradient: each divides by the size s of what it normalises.
 
     What it is:
@@ -28,7 +28,7 @@ def normalization_gain(run: Run, finding: Finding, step: Step) -> Attribution | 
         Ioffe and Szegedy 2015; Ba, Kiros and Hinton 2016; Yang et al. 2019.
     """
     found = on_ledger(run, step, "norm")
-    keeps = a_layer(run, step, found)
+    keeps = a_layer(step, found)
     if keeps is None:
         return share_of(run, step, "normalization_gain", "no normalisation on the way")
     text = f"{kinds(run.sites[i] for i in found)} multiplies the gradient by {factor(keeps)} a layer"

@@ -9,7 +9,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = PROFILES
 
 
-def other_layers(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def other_layers(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """Layers that are no weight, activation or norm: pooling, dropout, embeddings, attention and recurrent modules.
 
     What it is:

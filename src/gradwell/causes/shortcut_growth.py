@@ -12,7 +12,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = ("exploding_gradient", "nonfinite_value", "saturated_output", "saturated_units")
 
 
-def shortcut_growth(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def shortcut_growth(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """Residual branches that add up without a scale: activations and gradients double at every few blocks.
 
     What it is:

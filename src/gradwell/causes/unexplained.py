@@ -9,7 +9,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = PROFILES
 
 
-def unexplained(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def unexplained(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """What the sizes alone do not explain: the alignment of this gradient with these weights and units.
 
     What it is:

@@ -9,7 +9,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = PROFILES
 
 
-def weight_gain(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def weight_gain(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """The size of the weights on the gradient's way: each layer multiplies a random gradient by |W|_F / sqrt(fan_out).
 
     What it is:
@@ -28,7 +28,7 @@ def weight_gain(run: Run, finding: Finding, step: Step) -> Attribution | None:
         Glorot and Bengio 2010; He et al. 2015; Poole et al. 2016.
     """
     found = on_ledger(run, step, "weight")
-    keeps = a_layer(run, step, found)
+    keeps = a_layer(step, found)
     if keeps is None:
         return share_of(run, step, "weight_gain", "no weight on the way")
     typical = _typical([run.sites[i] for i in found])

@@ -34,7 +34,7 @@ def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, A
 
     `ignore`: "ID" or "ID:SITE", either with `*` and `?`; ignored symptoms are listed as not checked. `thresholds`:
     {"vanishing_gradient.mild": 1.5}. Findings come worst first; among equals what causes others comes first.
-    Raises `UnknownId` for an id that is on no shelf, `UsageError` for an unknown threshold or a value that does not fit.
+    Raises `UnknownId` for an id that is on no shelf, `UsageError` for an unknown threshold or its value.
 
     >>> diagnose(Run(Header("gradwell"))).verdict
     'undecided'
@@ -153,14 +153,9 @@ def _verdict(run: Run, findings: Sequence[Finding], not_checked: Sequence[NotChe
 
 
 def _prescriptions(run: Run, findings: list[Finding], attributions: list[Attribution]) -> list[Prescription]:
-    import importlib
+    from gradwell.remedies._advice import prescribe
 
-    try:
-        advice = importlib.import_module("gradwell.remedies._advice")
-    except ImportError:
-        return []
-    found: list[Prescription] = advice.prescribe(run, findings, attributions)
-    return found
+    return prescribe(run, findings, attributions)
 
 
 def _notes(run: Run, places: Sequence[tuple[str, str]]) -> list[str]:

@@ -23,7 +23,7 @@ from gradwell.records.run import Site, Step
 Key = tuple[int, int]
 
 
-def spread_flow(
+def spread_flow(  # noqa: PLR0917 (the graph's six parts)
     order: Sequence[int],
     edges: Mapping[int, Sequence[Key | None]],
     path: set[int],
@@ -44,16 +44,16 @@ def spread_flow(
     through: dict[int, float] = {}
     numbers: dict[int, set[int]] = {}
     for seq in path:
-        for key in edges[seq]:
-            if key is not None and key[0] in path:
-                numbers.setdefault(key[0], set()).add(key[1])
+        for target in edges[seq]:
+            if target is not None and target[0] in path:
+                numbers.setdefault(target[0], set()).add(target[1])
     for seq in order:
         if seq not in path or seq in begun:
             continue
         arriving = 0.0
-        for j, key in enumerate(edges[seq]):
-            if key is not None and key[0] in path:
-                arriving += flow.get(key, 0.0) * shares.get((seq, j), 1.0)
+        for j, target in enumerate(edges[seq]):
+            if target is not None and target[0] in path:
+                arriving += flow.get(target, 0.0) * shares.get((seq, j), 1.0)
         through[seq] = arriving
         outputs = numbers.get(seq) or {0}
         for number in outputs:
@@ -64,10 +64,10 @@ def spread_flow(
 class Ledger(msgspec.Struct, frozen=True):
     """Decades from the model's output to the deepest site, by cause; the shares add up to `total`.
 
-    `activation_slope`, `weight_gain`, `normalization_gain`: isotropic parts; `other_layers`: pooling, dropout, recurrent
-    layers; `between_modules`: additions, concatenation, attention, functions; `unexplained`: alignment.
-    `by_site`: (index, decades) of each leaf, flow times gain; `length`: weights among them. `reaches_zero`: index of the
-    trunk site where the gradient is exactly 0; `total` is then that of the deepest site where it is not.
+    `activation_slope`, `weight_gain`, `normalization_gain`: isotropic parts; `other_layers`: pooling, dropout,
+    recurrent layers; `between_modules`: additions, concatenation, attention, functions; `unexplained`: alignment.
+    `by_site`: (index, decades) of each leaf, flow times gain; `length`: weights among them. `reaches_zero`: index of
+    the trunk site where the gradient is exactly 0; `total` is then that of the deepest site where it is not.
     """
 
     total: float
@@ -105,7 +105,7 @@ def ledger(sites: Sequence[Site], step: Step) -> Ledger | None:
     parts = dict.fromkeys(("activation_slope", "weight_gain", "normalization_gain", "other_layers", "unexplained"), 0.0)
     by_site: list[tuple[int, float]] = []
     length = 0
-    for i in _leaves(sites, step, end, zero):
+    for i in _leaves(sites, end, zero):
         flow, gain = step.at("flow", i), step.at("leaf_gain", i)
         if not flow or gain is None or not math.isfinite(gain):
             continue
@@ -141,7 +141,7 @@ def _reach(sites: Sequence[Site], step: Step) -> tuple[int | None, int | None]:
     return deepest, zero
 
 
-def _leaves(sites: Sequence[Site], step: Step, end: int, zero: int | None) -> Sequence[int]:
+def _leaves(sites: Sequence[Site], end: int, zero: int | None) -> Sequence[int]:
     """The sites whose gains are in the ledger: all of them, or those above the site where the gradient still lives."""
     if zero is None:
         return range(len(sites))

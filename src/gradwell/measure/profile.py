@@ -152,7 +152,7 @@ def _middle(values: Sequence[tuple[Step, float]]) -> tuple[Step, float]:
 def parameters_of(run: Run, index: int) -> list[int]:
     """Indices of the parameters that a site owns."""
     name = run.sites[index].site
-    return [i for i, param in enumerate(run.header.params) if param.site == name or param.name == name]
+    return [i for i, param in enumerate(run.header.params) if name in (param.site, param.name)]
 
 
 def weight_of(run: Run, index: int) -> int | None:

@@ -63,12 +63,14 @@ def prescribe(
 ) -> list[Prescription]:
     """What to try for these findings, at most `most`, best first; all of it expected, none of it tried.
 
-    The worst finding speaks first, then each other one in turn; echoes (a slow loss behind a vanishing gradient) only
+    The worst finding speaks first and twice, then each in turn; echoes (a slow loss behind a vanishing gradient) only
     where nothing else is as bad. `attributions` point to findings by index.
     """
     cases = [_case(run, findings, attributions, index) for index in _to_treat(findings)]
-    turns = zip_longest(*(plans(case) for case in cases))
-    return _unlike(plan for turn in turns for plan in turn if plan is not None)[:most]
+    all_plans = [plans(case) for case in cases]
+    first = all_plans[0][:2] if all_plans else []
+    turns = [plan for turn in zip_longest(*all_plans) for plan in turn if plan is not None]
+    return _unlike([*first, *turns])[:most]
 
 
 def plans(case: Case) -> list[Prescription]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from gradwell.errors import NotMeasurable
 from gradwell.measure.profile import Course, trunk
-from gradwell.records.run import OptimizerInfo, Run, Site, Step
-from gradwell.records.verdict import RANK, Severity, Where
+from gradwell.records.run import Run, Site, Step
+from gradwell.records.verdict import RANK, Evidence, Severity, Where
 
 SEVERITIES: tuple[Severity, ...] = ("mild", "serious", "fatal")
 
@@ -50,9 +51,30 @@ def needs_depth(run: Run) -> list[Step]:
     return deep
 
 
-def adaptive(optimizer: OptimizerInfo | None) -> bool | None:
-    """Whether the optimizer rescales gradients per parameter; None where no optimizer was seen."""
-    return None if optimizer is None else optimizer.adaptive
+def adaptive(run: Run) -> bool | None:
+    """Whether the steps are rescaled per parameter; None where that is not known.
+
+    Told by the optimizer's class. Without an optimizer (a training loop written by hand) it is plain SGD when the same
+    factor leads from every gradient to its update.
+    """
+    if run.optimizer is not None:
+        return run.optimizer.adaptive
+    for step in reversed(run.steps):
+        pairs = [(step.of("grad_rms", i), step.of("update_rms", i)) for i in range(len(run.header.params))]
+        rates = [update / grad for grad, update in pairs if grad and update]
+        if len(rates) > 1 and all(math.isfinite(rate) for rate in rates):
+            return None if max(rates) > 1.1 * min(rates) else False
+    return None
+
+
+def bound_of(severity: Severity, bounds: Sequence[float]) -> float:
+    """The bound that a severity broke."""
+    return bounds[SEVERITIES.index(severity)]
+
+
+def judged_at(step: Step) -> Evidence:
+    """Which sampled step a finding's numbers come from; `diagnose` looks for the causes there."""
+    return Evidence("measured at", step.step, "step")
 
 
 def layers_word(count: int) -> str:

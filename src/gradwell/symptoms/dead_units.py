@@ -10,7 +10,7 @@ from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
 from gradwell.symptoms._units import fractions, hidden, on_trunk
-from gradwell.symptoms._words import grade, milder, needs_steps, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, milder, needs_steps, place, span, where
 
 ORDER = 5
 WHOLE = 0.999
@@ -30,7 +30,7 @@ HEALTHY = (
 
 
 def dead_units(
-    run: Run, *, mild: float = 0.7, serious: float = 0.9, fatal: float = WHOLE, fewest_samples: float = 8.0
+    run: Run, *, mild: float = 0.85, serious: float = 0.97, fatal: float = WHOLE, fewest_samples: float = 8.0
 ) -> Iterator[Finding]:
     """Units that are zero for every sample of the batch, so that they give nothing and learn nothing.
 
@@ -39,15 +39,16 @@ def dead_units(
         is narrower than it looks. A layer whose units are all dead cuts the net in two: nothing before it learns.
 
     How it is measured:
-        For each hidden activation that can die (ReLU and its kin; a fact of the shelf of activations) the share of units
-        that are exactly 0 for the whole batch (channels, for images), on a sample of at most 16k elements. The worst
-        layer counts: `mild`, `serious` and `fatal` (all of them) where nothing leads round it; in a branch at most
+        For each hidden activation that can die (ReLU and its kin; a fact of the shelf of activations) the share of
+        units that are exactly 0 for the whole batch (channels, for images), on a sample of at most 16k elements. The
+        worst layer counts: `mild`, `serious` and `fatal` (all of them) where nothing leads round it; in a branch at
+        most
         serious. Below `fewest_samples` samples only a wholly dead layer is told. Over several sampled steps the
         median of the last third counts.
 
     When it is no problem:
-        In deep ReLU nets samples become alike with depth, and up to half of a layer's units are off for one batch by
-        this alone; they come back as the weights move. That is below `mild`.
+        In deep ReLU nets samples become alike with depth, and up to three quarters of a layer's units are off for one
+        batch by this alone; they come back as the weights move. That is below `mild`.
 
     What helps first:
         A lower learning rate or warmup when they die during training; LeakyReLU or GELU; standardised inputs;
@@ -59,10 +60,10 @@ def dead_units(
     needs_steps(run)
     if not any(hidden(run, step, "CAN_DIE") for step in run.steps):
         raise NotMeasurable("no hidden activation can die: there is no ReLU or kin of it.")
-    judged = course(run, lambda step: _worst(run, step)[1])
+    judged = course(run, lambda step: worst(run, step)[1])
     if judged is None:
         raise NotMeasurable("the outputs of the activations were not measured.")
-    index, value = _worst(run, judged.last_step)
+    index, value = worst(run, judged.last_step)
     if value is None or index is None:
         return
     if (judged.last_step.batch or 0) < fewest_samples and value < WHOLE:
@@ -77,13 +78,13 @@ def dead_units(
     first, last = span(judged, mild)
     text = f"{100 * value:.0f} % of the units of {place(run.sites[index])} are 0 for every sample of the batch"
     others = f"; {len(found)} layers have {100 * mild:.0f} % or more" if len(found) > 1 else ""
-    bound = (mild, serious, fatal)[("mild", "serious", "fatal").index(severity)]
-    evidence = [Evidence("dead_frac", value, "of the units", bound), Evidence("measured at", judged.last_step.step, "step")]
+    bound = bound_of(severity, (mild, serious, fatal))
+    evidence = [Evidence("dead_frac", value, "of the units", bound), judged_at(judged.last_step)]
     places = [where(run.sites[i]) for i, _ in found[:3]] or [where(run.sites[index])]
     yield Finding("dead_units", severity, places, first, last, evidence, text + others)
 
 
-def _worst(run: Run, step: Step) -> tuple[int | None, float | None]:
+def worst(run: Run, step: Step) -> tuple[int | None, float | None]:
     """The layer with most dead units, those on the trunk first."""
     found = fractions(run, step, "dead_frac", "CAN_DIE")
     if not found:

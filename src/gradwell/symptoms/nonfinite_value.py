@@ -11,7 +11,7 @@ from gradwell.measure.profile import in_order
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Site, Step
 from gradwell.records.verdict import Evidence, Finding, Where
-from gradwell.symptoms._words import needs_steps, place, where
+from gradwell.symptoms._words import judged_at, needs_steps, place, where
 
 ORDER = 0
 
@@ -31,8 +31,9 @@ def nonfinite_value(run: Run) -> Iterator[Finding]:
         them back. Training is over from that step on, whatever the loss curve shows.
 
     How it is measured:
-        Non-finite elements are counted in the loss, in each site's output, in each gradient and in each weight, at every
-        sampled step; the loss of the steps between is watched too. The birthplace is the first site in forward order
+        Non-finite elements are counted in the loss, in each site's output, in each gradient and in each weight, at
+        every sampled step; the loss of the steps between is watched too. The birthplace is the first site in forward
+        order
         whose output is not finite; where all outputs are finite, the site nearest to the loss whose gradient is not.
         Weights that are not finite before the step say that it happened earlier.
 
@@ -58,7 +59,7 @@ def nonfinite_value(run: Run) -> Iterator[Finding]:
         step, birth = broken[0]
         first = min([step.step, *(event.step for event in events)])
         earlier = f"; the loss was already {events[0].detail.get('loss')} at step {first}" if first < step.step else ""
-        evidence = [birth.evidence, Evidence("measured at", step.step, "step")]
+        evidence = [birth.evidence, judged_at(step)]
         text = f"{birth.words} at step {step.step}{earlier}"
         yield Finding("nonfinite_value", "fatal", birth.where, first, broken[-1][0].step, evidence, text)
     elif events:
@@ -84,7 +85,7 @@ def _birth(run: Run, step: Step) -> _Birth | None:
     if not spread and not weights:
         return None
     if weights:
-        return _from_weights(run, step, weights)
+        return _from_weights(run, weights)
     return _from_outputs(run, step) or _from_gradients(run, step) or _from_parameters(run, step)
 
 
@@ -97,7 +98,7 @@ def _bad_gradient(run: Run, step: Step) -> bool:
     return _bad(step.grad_norm) or any(counts) or any(_bad(value) for value in step.sites.get("delta_norm", ()))
 
 
-def _from_weights(run: Run, step: Step, weights: list[int]) -> _Birth:
+def _from_weights(run: Run, weights: list[int]) -> _Birth:
     """It happened at an earlier step: the weights carry it."""
     names = [run.header.params[i].name for i in weights]
     owners = [where(site) for site in _sites(run) if site.site == run.header.params[weights[0]].site][:1]

@@ -11,7 +11,7 @@ from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import RANK, Evidence, Finding
-from gradwell.symptoms._words import grade, layers_word, needs_depth, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, layers_word, needs_depth, place, span, where
 
 ORDER = 6
 
@@ -40,13 +40,13 @@ def rank_collapse(
         from almost nothing; below the resolution of the number format they never do.
 
     How it is measured:
-        C = -log10 of the spread at the last hidden site of the trunk: variance between the samples of the batch over the
-        mean square. `mild`, `serious`, `fatal` in decades; float32 ends at about 14. Over several sampled steps the
+        C = -log10 of the spread at the last hidden site of the trunk: variance between the samples of the batch over
+        the mean square. `mild`, `serious`, `fatal` in decades; float32 ends at about 14. Over several sampled steps the
         median of the last third counts; when only the start was bad, the finding is mild.
 
     When it is no problem:
-        A task whose samples really are alike (`least_input`: with a spread below it right after the first layer nothing is
-        measured). Language models, where all sequences of a batch share most of their statistics, have a spread of a
+        A task whose samples really are alike (`least_input`: with a spread below it right after the first layer nothing
+        is measured). Language models, where all sequences of a batch share most of their statistics, have a spread of a
         few per cent.
 
     What helps first:
@@ -59,9 +59,9 @@ def rank_collapse(
     steps = needs_depth(run)
     if all((step.batch or 1) < 2 for step in steps):
         raise NotMeasurable("a batch of one sample has no spread; use a batch of at least 2.")
-    if all(not _first(run, step) > least_input for step in steps):
+    if all(not _first(step) > least_input for step in steps):
         raise NotMeasurable("the samples of the batch do not differ after the first layer; use a batch of real data.")
-    judged = course(run, lambda step: _collapsed(run, step))
+    judged = course(run, lambda step: collapsed(run, step))
     if judged is None:
         raise NotMeasurable("the spread between the samples was not measured in the last hidden layer.")
     bounds = (mild, serious, fatal)
@@ -75,15 +75,15 @@ def rank_collapse(
         return
     value = judged.end if end is not None else judged.start
     count = layers_word(sum(run.sites[i].role == "weight" for i in trunk(run.sites, step)) - 1)
-    text = f"at {place(run.sites[index])} the samples of a batch differ by 10^{decades(-value)} of their size, after {count}"
-    text += "" if end is not None else f" at the start; recovered, now 10^{decades(-judged.end)}"
+    text = f"at {place(run.sites[index])} {_differ(value)}, after {count}"
+    text += "" if end is not None else f" at the start; recovered, now {decades(-judged.end)} decades"
     first, last = span(judged, mild)
-    bound = bounds[("mild", "serious", "fatal").index(severity)]
-    evidence = [Evidence("log10 spread", -value, "decades", -bound), Evidence("measured at", step.step, "step")]
+    bound = bound_of(severity, bounds)
+    evidence = [Evidence("log10 spread", -value, "decades", -bound), judged_at(step)]
     yield Finding("rank_collapse", severity, [where(run.sites[index])], first, last, evidence, text)
 
 
-def _collapsed(run: Run, step: Step) -> float | None:
+def collapsed(run: Run, step: Step) -> float | None:
     """C: decades by which the spread of the last hidden site is below 1; inf for none at all."""
     index = last_hidden(run.sites, step)
     spread = None if index is None else step.at("spread", index)
@@ -92,9 +92,13 @@ def _collapsed(run: Run, step: Step) -> float | None:
     return max(0.0, -math.log10(spread)) if spread > 0 else math.inf
 
 
-def _first(run: Run, step: Step) -> float:
+def _differ(value: float) -> str:
+    if value == math.inf:
+        return "the samples of a batch do not differ at all"
+    return f"the variance between the samples of a batch is 10^-{value:.1f} of their mean square"
+
+
+def _first(step: Step) -> float:
     """The spread at the deepest site."""
     spread = None if step.source is None else step.at("spread", step.source)
     return 1.0 if spread is None else 0.0 if math.isnan(spread) else spread
-
-

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from gradwell.errors import NotMeasurable
 from gradwell.measure.profile import beyond_output, course
 from gradwell.records.net import NetConfig
-from gradwell.records.numbers import decades, size
+from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
-from gradwell.symptoms._words import grade, needs_steps, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where
 
 ORDER = 2
 
@@ -32,15 +32,16 @@ def saturated_output(
     """The output's own activation is flat although the answers are wrong, so that no gradient enters the net at all.
 
     What it does to training:
-        A sigmoid at 0.99999 with target 0 is as wrong as can be, and under a squared error its gradient is 1e-5: nothing
-        tells the net so. The depth profile can look flat and healthy, since it only compares layers with the output,
+        A sigmoid at 0.99999 with target 0 is as wrong as can be, and under a squared error its gradient is 1e-5:
+        nothing tells the net so. The depth profile can look flat and healthy, since it only compares layers with the
+        output,
         and Adam rescales what is left, slowly.
 
     How it is measured:
-        A site after the last weight layer is saturated in at least `share` of its elements (where that is measured), and
+        A site after the last weight layer is saturated in at least `share` of its elements (where measured), and
         S = -log10 of what it passes on of its gradient is at least `mild`, `serious`, `fatal`, while the loss is not
-        small: |delta_out| per sample is below 10^-mild of the loss per sample. Cross-entropy on logits and BCE cancel the
-        slope and are not concerned.
+        small: |delta_out| per sample is below 10^-mild of the loss per sample. Cross-entropy on logits and BCE cancel
+        the slope and are not concerned.
 
     When it is no problem:
         When the net is right: then the loss is small as well, and the measure compares the two.
@@ -65,10 +66,11 @@ def saturated_output(
     site = run.sites[_after(run, step)[-1]]
     first, last = span(judged, mild)
     assert step.loss is not None
-    words = "nothing" if judged.end == math.inf else f"10^-{decades(judged.end, signed=False)} of it"
-    text = f"{place(site)} is flat where the outputs are: of the loss's gradient {words} enters the net, loss {size(step.loss)}"
-    bound = (mild, serious, fatal)[("mild", "serious", "fatal").index(severity)]
-    evidence = [Evidence("log10 passed on", -judged.end, "decades", -bound), Evidence("measured at", step.step, "step")]
+    words = "nothing" if judged.end == math.inf else f"10^-{judged.end:.1f}"
+    text = f"{place(site)} is flat where the outputs are: {words} of the loss's gradient enters the net"
+    text += f", at a loss of {size(step.loss)}"
+    bound = bound_of(severity, (mild, serious, fatal))
+    evidence = [Evidence("log10 passed on", -judged.end, "decades", -bound), judged_at(step)]
     yield Finding("saturated_output", severity, [where(site)], first, last, evidence, text)
 
 

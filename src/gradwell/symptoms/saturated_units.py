@@ -10,7 +10,7 @@ from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
 from gradwell.symptoms._units import fractions, hidden, on_trunk
-from gradwell.symptoms._words import grade, milder, needs_steps, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, milder, needs_steps, place, span, where
 
 ORDER = 4
 
@@ -36,7 +36,7 @@ def saturated_units(run: Run, *, mild: float = 0.5, serious: float = 0.8, fatal:
 
     How it is measured:
         For each hidden activation that is flat on both sides (sigmoid, tanh and their kin; a fact of the shelf of
-        activations) the share of elements, weighted by none, whose slope is below 1/20 of the activation's largest: for
+        activations) the share of elements, whose slope is below 1/20 of the activation's largest: for
         tanh |h| > 2.2, for sigmoid |h| > 4.4. Slope = gradient out over gradient in. The worst layer counts: `mild`,
         `serious`, `fatal`; in a branch that a shortcut passes at most serious. Over several sampled steps the median
         of the last third counts.
@@ -53,10 +53,10 @@ def saturated_units(run: Run, *, mild: float = 0.5, serious: float = 0.8, fatal:
     needs_steps(run)
     if not any(hidden(run, step, "SATURATES") for step in run.steps):
         raise NotMeasurable("no hidden activation is flat on both sides: there is no sigmoid, tanh or kin of them.")
-    judged = course(run, lambda step: _worst(run, step)[1])
+    judged = course(run, lambda step: worst(run, step)[1])
     if judged is None:
         raise NotMeasurable("no gradient went through the hidden activations, so their slopes are not known.")
-    index, value = _worst(run, judged.last_step)
+    index, value = worst(run, judged.last_step)
     if index is None or value is None:
         return
     severity = grade(value, (mild, serious, fatal))
@@ -70,16 +70,16 @@ def saturated_units(run: Run, *, mild: float = 0.5, serious: float = 0.8, fatal:
     site = run.sites[index]
     text = f"{100 * value:.0f} % of the outputs of {place(site)} lie where {site.kind} is flat"
     others = f"; {len(found)} layers have {100 * mild:.0f} % or more" if len(found) > 1 else ""
-    bound = (mild, serious, fatal)[("mild", "serious", "fatal").index(severity)]
+    bound = bound_of(severity, (mild, serious, fatal))
     evidence = [
         Evidence("saturated_frac", value, "of the elements", bound),
-        Evidence("measured at", judged.last_step.step, "step"),
+        judged_at(judged.last_step),
     ]
     places = [where(run.sites[i]) for i, _ in found[:3]] or [where(site)]
     yield Finding("saturated_units", severity, places, first, last, evidence, text + others)
 
 
-def _worst(run: Run, step: Step) -> tuple[int | None, float | None]:
+def worst(run: Run, step: Step) -> tuple[int | None, float | None]:
     """The layer with the largest share of saturated elements, those on the trunk first."""
     found = fractions(run, step, "saturated_frac", "SATURATES")
     if not found:

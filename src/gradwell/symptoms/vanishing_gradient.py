@@ -11,7 +11,18 @@ from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades, size, times
 from gradwell.records.run import Run, Step, finite
 from gradwell.records.verdict import RANK, Evidence, Finding, Severity
-from gradwell.symptoms._words import adaptive, grade, layers_word, milder, needs_depth, place, span, where
+from gradwell.symptoms._words import (
+    adaptive,
+    bound_of,
+    grade,
+    judged_at,
+    layers_word,
+    milder,
+    needs_depth,
+    place,
+    span,
+    where,
+)
 
 ORDER = 1
 CULPRIT = 0.25
@@ -40,12 +51,13 @@ HEALTHY = (
 def vanishing_gradient(
     run: Run,
     *,
-    mild: float = 1.2,
-    serious: float = 2.3,
+    mild: float = 1.0,
+    serious: float = 2.2,
     fatal: float = 4.0,
+    adaptive_mild: float = 1.25,
     adaptive_serious: float = 4.0,
     adaptive_fatal: float = 8.0,
-    eps_margin: float = 10.0,
+    eps_margin: float = 0.1,
 ) -> Iterator[Finding]:
     """The gradient shrinks on its way from the output to the first layers.
 
@@ -60,10 +72,11 @@ def vanishing_gradient(
         gradient's flow; delta_l is dLoss/d(output of l), the L2 norm per sample. What pooling takes is left out:
         weight gradients add up over the positions. Weight gradients are no measure: in a ReLU net they stay equally
         large over depth while everything vanishes. Bounds in decades: `mild`, `serious`, `fatal` for SGD and its kin;
-        `mild`, `adaptive_serious`, `adaptive_fatal` for adaptive optimizers while the smallest gradient (RMS per
-        element) is at least `eps_margin` times their eps. Without an optimizer the adaptive bounds hold and the
-        finding is at most serious. An exact zero is fatal. Over several sampled steps the median of the last third
-        counts; when only the start was bad, the finding is mild and says when it was over.
+        `adaptive_mild`, `adaptive_serious`, `adaptive_fatal` for adaptive optimizers while the smallest gradient (RMS
+        per element) is at least `eps_margin` times their eps. Without an optimizer the adaptive bounds hold and the
+        finding is at most serious. An exact zero is fatal, but for one behind a layer of dead units, which is the
+        business of `dead_units`. Over several sampled steps the median of the last third counts; when only the start
+        was bad, the finding is mild and says when it was over.
 
     When it is no problem:
         Behind shortcuts: the branch may vanish while the trunk does not. Late in training, when the loss is near
@@ -80,20 +93,30 @@ def vanishing_gradient(
     steps = needs_depth(run)
     whole = course(run, lambda step: lost(run, step))
     if whole is None:
-        yield from ()
         return
-    judge = _Judge(run, (mild, serious, fatal), (mild, adaptive_serious, adaptive_fatal), eps_margin)
+    judge = _Judge(run, (mild, serious, fatal), (adaptive_mild, adaptive_serious, adaptive_fatal), eps_margin)
     start, end = judge(whole.start, whole.first_step), judge(whole.end, whole.last_step)
     if end is not None:
-        yield judge.finding(whole, end, mild)
+        yield judge.finding(whole, end)
     elif start is not None and RANK[start] >= RANK["serious"] and len(steps) > 1:
-        yield judge.recovered(whole, start, mild)
+        yield judge.recovered(whole, start)
 
 
 def lost(run: Run, step: Step) -> float | None:
     """D: decades that the trunk loses at most, without what pooling takes; inf for an exact zero, None unmeasured."""
-    gains = [gain - pooled(run.sites, step, i) for i, gain in profile(run.sites, step) if not math.isnan(gain)]
+    gains = [gain - pooled(run.sites, step, i) for i, gain in _gains(run, step)]
     return None if not gains else max(0.0, -min(gains))
+
+
+def _gains(run: Run, step: Step) -> list[tuple[int, float]]:
+    """The profile of the trunk without nan, and without what lies behind a layer of dead units."""
+    found = [(i, gain) for i, gain in profile(run.sites, step) if not math.isnan(gain)]
+    zeros = [n for n, (_, gain) in enumerate(found) if gain == -math.inf]
+    if zeros and zeros[-1] + 1 < len(found):
+        cut = found[zeros[-1] + 1][0]
+        if run.sites[cut].role == "activation" and step.at("act_rms", cut) == 0:
+            return found[zeros[-1] + 1 :]
+    return found
 
 
 class _Judge:
@@ -103,7 +126,7 @@ class _Judge:
         self.run = run
         self.plain, self.forgiving = plain, forgiving
         self.eps_margin = eps_margin
-        self.adaptive = adaptive(run.optimizer)
+        self.adaptive = adaptive(run)
 
     def floor(self) -> float:
         """The gradient below which an adaptive optimizer's eps takes over; 0 for one without eps."""
@@ -123,37 +146,37 @@ class _Judge:
         severity = grade(value, self.bounds(step))
         return milder(severity, "serious") if self.adaptive is None else severity
 
-    def finding(self, whole: Course, severity: Severity, mild: float) -> Finding:
+    def finding(self, whole: Course, severity: Severity) -> Finding:
         step = whole.last_step
         book = ledger(self.run.sites, step)
         worst = _worst(self.run, step)
         culprits = [i for i in _culprits(book) if i != worst]
         summary = self._summary(whole, worst, book) + self._hint(whole.end, step)
         sites = self.run.sites
-        first, last = span(whole, mild)
+        first, last = span(whole, self.bounds(step)[0])
         return Finding(
             "vanishing_gradient", severity, [where(sites[i]) for i in (worst, *culprits)], first, last,
             self._evidence(whole.end, step, severity), summary,
         )  # fmt: skip
 
-    def recovered(self, whole: Course, was: Severity, mild: float) -> Finding:
+    def recovered(self, whole: Course, was: Severity) -> Finding:
         worst = _worst(self.run, whole.first_step)
+        mild = self.bounds(whole.first_step)[0]
         first, last = span(whole, mild)
         summary = (
             f"at the start the gradient shrank by {decades(whole.start, signed=False)} decades on its way to "
             f"{place(self.run.sites[worst])} ({was}); recovered by step {_over(whole, mild)}, now "
             f"{decades(whole.end, signed=False)}"
         )
-        evidence = [Evidence("log10_gain at the start", -whole.start, "decades", -mild)]
+        evidence = [Evidence("log10_gain at the start", -whole.start, "decades", -mild), judged_at(whole.first_step)]
         return Finding("vanishing_gradient", "mild", [where(self.run.sites[worst])], first, last, evidence, summary)
 
     def _evidence(self, value: float, step: Step, severity: Severity) -> list[Evidence]:
-        bound = self.bounds(step)[("mild", "serious", "fatal").index(severity)]
-        found = [Evidence("log10_gain", -value, "decades", -bound)]
+        found = [Evidence("log10_gain", -value, "decades", -bound_of(severity, self.bounds(step)))]
         quiet = quietest(self.run, step)
         if quiet is not None and self.adaptive:
             found.append(Evidence("smallest grad_rms", quiet, "per element", self.floor()))
-        return found
+        return [*found, judged_at(step)]
 
     def _summary(self, whole: Course, worst: int, book: Ledger | None) -> str:
         sites, step = self.run.sites, whole.last_step
@@ -172,15 +195,15 @@ class _Judge:
         return f"; {', '.join(named)}" if named else ""
 
     def _hint(self, value: float, step: Step) -> str:
-        plain, known = grade(value, self.plain), grade(value, self.forgiving)
         if value == math.inf:
             return ""
-        if self.adaptive is None and plain != known:
-            return f"; judged for an adaptive optimizer, under plain SGD it would be {plain}"
-        quiet = quietest(self.run, step)
-        if self.adaptive and quiet is not None and quiet < self.floor() and self.run.optimizer:
-            eps = self.floor() / self.eps_margin
-            return f"; gradients of {size(quiet)} are near {self.run.optimizer.kind}'s eps {eps:g}, so it cannot rescale them"
+        plain = grade(value, self.plain)
+        if self.adaptive is None and plain != self(value, step):
+            return f"; without an optimizer judged as under Adam; under plain SGD it would be {plain}"
+        quiet, optimizer = quietest(self.run, step), self.run.optimizer
+        if self.adaptive and optimizer and quiet is not None and quiet < self.floor():
+            eps = f"{self.floor() / self.eps_margin:g}"
+            return f"; gradients of {size(quiet)} are too small for {optimizer.kind}'s eps of {eps} to be rescaled"
         return ""
 
 
@@ -193,7 +216,7 @@ def quietest(run: Run, step: Step) -> float | None:
 
 def _worst(run: Run, step: Step) -> int:
     """The site with the smallest gradient; the first zero from the output where it reaches zero."""
-    gains = [(i, gain) for i, gain in profile(run.sites, step) if not math.isnan(gain)]
+    gains = _gains(run, step)
     zeros = [i for i, gain in gains if gain == -math.inf]
     if zeros:
         return zeros[-1]
@@ -217,5 +240,3 @@ def _over(whole: Course, bound: float) -> int:
     bad = [n for n, (_, value) in enumerate(whole.values) if value >= bound]
     after = min(bad[-1] + 1, len(whole.values) - 1) if bad else 0
     return whole.values[after][0].step
-
-
