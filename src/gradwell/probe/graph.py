@@ -55,8 +55,8 @@ class Graph:
                 if target is None:
                     keys.append(None)
                     continue
-                variable = getattr(target, "variable", None)
-                if variable is not None:  # AccumulateGrad: a parameter, or another leaf that wants its gradient
+                if type(target).__name__ == "AccumulateGrad":  # a parameter, or another leaf that wants its gradient
+                    variable = target.variable
                     self.parameters[id(variable)] = variable
                     self.leaves.setdefault(seq, []).append((j, variable))
                     keys.append(None)

@@ -111,17 +111,25 @@ class Names:
         if prefix is None:
             owner, prefix = _holder(module, frame)
         title = type(owner).__name__ if prefix == "" else prefix
-        for path, child in owner.named_modules(remove_duplicate=False):
-            full = ".".join(part for part in (prefix, path) if part)
+        seen: set[int] = set()
+        stack: list[tuple[nn.Module, str]] = [(owner, prefix)]
+        while stack:
+            child, path = stack.pop()
+            if id(child) in seen:
+                continue
+            seen.add(id(child))
+            reference = weakref.ref(child)
             if id(child) not in self._modules or self._modules[id(child)][0]() is not child:
-                self._modules[id(child)] = (weakref.ref(child), full or type(child).__name__, title)
-            for attribute, grandchild in child._modules.items():
+                self._modules[id(child)] = (reference, path or type(child).__name__, title)
+            dot = f"{path}." if path else ""
+            for attribute, parameter in child._parameters.items():
+                if parameter is not None:
+                    known = (weakref.ref(parameter), f"{dot}{attribute}", path)
+                    self._parameters.setdefault(id(parameter), known)
+            for attribute, grandchild in reversed(child._modules.items()):
                 if grandchild is not None:
-                    self._parents.setdefault(id(grandchild), (weakref.ref(child), attribute))
-        for path, parameter in owner.named_parameters():
-            full = ".".join(part for part in (prefix, path) if part)
-            site = full.rpartition(".")[0]
-            self._parameters.setdefault(id(parameter), (weakref.ref(parameter), full, site))
+                    self._parents.setdefault(id(grandchild), (reference, attribute))
+                    stack.append((grandchild, f"{dot}{attribute}"))
 
     def module(self, module: nn.Module) -> tuple[str, str]:
         """The name of a module and of its root; its class where no root holds it."""

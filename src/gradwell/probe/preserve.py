@@ -20,7 +20,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     modes = [module.training for module in modules]
-    parameters = list(model.parameters())
+    parameters = list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
     grads = [p.grad for p in parameters]
     flags = [p.requires_grad for p in parameters]
     buffers = [(m, n, b, b.detach().clone()) for m in modules for n, b in m._buffers.items() if b is not None]

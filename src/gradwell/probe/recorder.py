@@ -6,6 +6,7 @@ import math
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -84,7 +85,7 @@ class Recorder:
         """Line 1 of the run, with what is known now."""
         first = self.tensors[0] if self.tensors else None
         return Header(
-            tool=f"gradwell {importlib.metadata.version('gradwell')}",
+            tool=_tool(),
             torch=str(torch.__version__),
             python=platform.python_version(),
             device=str(first.device) if first is not None else "",
@@ -159,6 +160,11 @@ class Recorder:
             columns["grad_nonfinite"][i] = sizes.nonfinite_count(grad, norm)
             columns["grad_underflow_frac"][i] = _underflow(grad, rms)
         return columns, math.hypot(*norms) if norms else None
+
+
+@cache
+def _tool() -> str:
+    return f"gradwell {importlib.metadata.version('gradwell')}"
 
 
 def optimizer_info(optimizer: torch.optim.Optimizer) -> OptimizerInfo:

@@ -35,10 +35,19 @@ def _in_memory(tensor: Tensor) -> Array | None:
 
 def l2(tensor: Tensor) -> float:
     """The L2 norm as a float: float32 speed where that is exact, float64 where squares under- or overflow."""
+    return _l2(tensor, _in_memory(tensor))
+
+
+def l2_and_sample(tensor: Tensor) -> tuple[float, Sample]:
+    """`l2` and `sample` of one tensor, with one look at its memory."""
     array = _in_memory(tensor)
+    return _l2(tensor, array), _sample(tensor.detach() if array is None else array)
+
+
+def _l2(tensor: Tensor, array: Array | None) -> float:
     if array is not None:
         flat = array.ravel("K")
-        norm = math.sqrt(float(np.dot(flat, flat)))
+        norm = math.sqrt(float(flat.dot(flat)))
         if _SAFE_LOW < norm < _SAFE_HIGH:
             return norm
     return _wide_l2(tensor.detach())
@@ -76,9 +85,11 @@ def sample(tensor: Tensor) -> Sample:
     Units are channels (axis 1) for images and volumes, the last axis otherwise. The copy is taken at once, since
     the next in-place operation would overwrite the values (PITFALLS P20).
     """
-    view: Any = _in_memory(tensor)
-    if view is None:
-        view = tensor.detach()
+    array = _in_memory(tensor)
+    return _sample(tensor.detach() if array is None else array)
+
+
+def _sample(view: Any) -> Sample:
     if view.ndim < 2:
         view = view.reshape(-1, 1)
     slices = _slices(tuple(view.shape))

@@ -30,36 +30,31 @@ Handle = tuple[Key, Key | None]
 class Visit:
     """One call of a leaf: who it is, where it lies in the graph, and what was measured there."""
 
-    __slots__ = (
-        "call", "delta", "entered", "exits", "fan_in", "fan_out", "flow", "inputs", "isotropic", "kind", "left", "name",
-        "nonfinite", "numel", "out_shape", "outputs", "ratio", "role", "root", "size", "source", "stats", "values",
-        "weight", "where_in", "where_out",
-    )  # fmt: skip
+    call = 0
+    weight: Tensor | None = None
+    fan_in: int | None = None
+    fan_out: int | None = None
+    out_shape: tuple[int, ...] = ()
+    numel = 0
+    size: float | None = None  # L2 norm of the output
+    nonfinite: int | None = None
+    values: sizes.Sample | None = None  # sample (B, P, U) of the output
+    # Filled by the backward half:
+    delta: float | None = None  # L2 norm of dLoss/d(output)
+    left: float | None = None  # L2 norm of the gradient that this call sends to its input
+    entered: sizes.Sample | None = None  # sample of dLoss/d(output)
+    ratio: sizes.Sample | None = None  # sample of the gradient sent on / gradient arrived
+    isotropic: float | None = None  # log10 gain for a random cotangent
+    flow: float | None = None
 
     def __init__(self, name: str, kind: str, role: str, *, root: str = "", source: str | None = None) -> None:
         self.name, self.kind, self.role, self.root, self.source = name, kind, role, root, source
-        self.call = 0
         self.where_in: list[Handle] = []
         self.where_out: list[Handle] = []
-        self.weight: Tensor | None = None
-        self.fan_in: int | None = None
-        self.fan_out: int | None = None
-        self.out_shape: tuple[int, ...] = ()
-        self.numel = 0
-        self.size: float | None = None  # L2 norm of the output
-        self.nonfinite: int | None = None
-        self.values: sizes.Sample | None = None  # sample (B, P, U) of the output
-        self.stats: dict[str, float] = {}
-        # filled by the backward half:
         self.inputs: set[Key] = set()
         self.outputs: list[Key] = []
         self.exits: list[Edge] = []
-        self.delta: float | None = None  # L2 norm of dLoss/d(output)
-        self.left: float | None = None  # L2 norm of the gradient that this call sends to its input
-        self.entered: sizes.Sample | None = None  # sample of dLoss/d(output)
-        self.ratio: sizes.Sample | None = None  # sample of the gradient sent on / gradient arrived
-        self.isotropic: float | None = None  # log10 gain for a random cotangent
-        self.flow: float | None = None
+        self.stats: dict[str, float] = {}
 
 
 class _Frame:
@@ -205,9 +200,8 @@ class Tape:
         visit.where_in = inputs
         visit.where_out = [handle for tensor in tensors for handle in handle_of(tensor)]
         if visit.numel:
-            visit.size = sizes.l2(output)
+            visit.size, visit.values = sizes.l2_and_sample(output)
             visit.nonfinite = sizes.nonfinite_count(output, visit.size)
-            visit.values = sizes.sample(output)
         self.visits.append(visit)
 
 

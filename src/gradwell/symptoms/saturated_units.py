@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gradwell.errors import NotMeasurable
@@ -9,37 +10,42 @@ from gradwell.measure.profile import course
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
-from gradwell.symptoms._units import fractions, hidden, on_trunk
-from gradwell.symptoms._words import bound_of, grade, judged_at, milder, needs_steps, place, span, where
+from gradwell.symptoms._units import fractions, hidden
+from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where
 
 ORDER = 4
 
 SICK = (
-    NetConfig(depth=3, activation="tanh", init="normal", gain=5.0),
+    NetConfig(depth=3, activation="tanh", init="lecun", gain=15.0),
     NetConfig(depth=3, activation="sigmoid", input_scale=300.0),
     NetConfig(depth=2, activation="tanh", init="lecun", input_scale=300.0),
 )
 HEALTHY = (
     NetConfig(depth=4, activation="tanh"),
     NetConfig(depth=12, activation="tanh", init="lecun"),
+    NetConfig(depth=3, activation="tanh", init="lecun", input_scale=10.0),
     NetConfig(depth=4),
     NetConfig(depth=4, activation="sigmoid"),
 )
+MOST = 2.0
+"""Decades that one layer counts at most: a layer that is all saturated is a random feature, not the end."""
 
 
-def saturated_units(run: Run, *, mild: float = 0.5, serious: float = 0.8, fatal: float = 0.98) -> Iterator[Finding]:
+def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal: float = 6.0) -> Iterator[Finding]:
     """Hidden units that sit on the flat ends of their activation, where its slope is almost zero.
 
     What it does to training:
         A saturated unit passes almost no gradient to its weights and to what lies before it, and it needs large weight
-        changes to come back; the layer acts like a switch.
+        changes to come back; the layer acts like a fixed switch. The layers behind it can still learn on it, so one
+        saturated layer costs little and several cost a lot.
 
     How it is measured:
-        For each hidden activation that is flat on both sides (sigmoid, tanh and their kin; a fact of the shelf of
-        activations) the share of elements, whose slope is below 1/20 of the activation's largest: for
-        tanh |h| > 2.2, for sigmoid |h| > 4.4. Slope = gradient out over gradient in. The worst layer counts: `mild`,
-        `serious`, `fatal`; in a branch that a shortcut passes at most serious. Over several sampled steps the median
-        of the last third counts.
+        An activation that is flat on both sides (sigmoid, tanh and their kin; a fact of the shelf of activations) is
+        saturated where its slope is below 1/20 of the largest: for tanh |h| > 2.2, for sigmoid |h| > 4.4; the slope is
+        gradient out over gradient in. U = -sum of log10(1 - saturated share) over the hidden layers, each weighted with
+        the share of the flow that passes it and counted with 2 decades at most: the decades by which open ways through
+        the net are fewer. `mild`, `serious`, `fatal` in decades. Over several sampled steps the median of the last
+        third counts.
 
     When it is no problem:
         Gates of recurrent cells are meant to saturate (they are inside the cell and not looked at). Binary codes.
@@ -53,35 +59,33 @@ def saturated_units(run: Run, *, mild: float = 0.5, serious: float = 0.8, fatal:
     needs_steps(run)
     if not any(hidden(run, step, "SATURATES") for step in run.steps):
         raise NotMeasurable("no hidden activation is flat on both sides: there is no sigmoid, tanh or kin of them.")
-    judged = course(run, lambda step: worst(run, step)[1])
+    judged = course(run, lambda step: shut(run, step))
     if judged is None:
         raise NotMeasurable("no gradient went through the hidden activations, so their slopes are not known.")
-    index, value = worst(run, judged.last_step)
-    if index is None or value is None:
-        return
-    severity = grade(value, (mild, serious, fatal))
-    if not on_trunk(run, judged.last_step, index):
-        severity = milder(severity, "serious")
+    severity = grade(judged.end, (mild, serious, fatal))
     if severity is None:
         return
-    found = [pair for pair in fractions(run, judged.last_step, "saturated_frac", "SATURATES") if pair[1] >= mild]
-    found.sort(key=lambda pair: -pair[1])
+    step = judged.last_step
+    found = sorted(fractions(run, step, "saturated_frac", "SATURATES"), key=lambda pair: -pair[1])
+    sites = [run.sites[i] for i, share in found if share >= 0.5 * found[0][1]]
     first, last = span(judged, mild)
-    site = run.sites[index]
-    text = f"{100 * value:.0f} % of the outputs of {place(site)} lie where {site.kind} is flat"
-    others = f"; {len(found)} layers have {100 * mild:.0f} % or more" if len(found) > 1 else ""
-    bound = bound_of(severity, (mild, serious, fatal))
+    text = f"{100 * found[0][1]:.0f} % of the outputs of {place(sites[0])} lie where {sites[0].kind} is flat"
+    others = f"; {len(sites)} layers are like that" if len(sites) > 1 else ""
     evidence = [
-        Evidence("saturated_frac", value, "of the elements", bound),
-        judged_at(judged.last_step),
+        Evidence("open ways", -judged.end, "decades", -bound_of(severity, (mild, serious, fatal))),
+        Evidence("saturated_frac", found[0][1], "of the elements"),
+        judged_at(step),
     ]
-    places = [where(run.sites[i]) for i, _ in found[:3]] or [where(site)]
-    yield Finding("saturated_units", severity, places, first, last, evidence, text + others)
+    yield Finding(
+        "saturated_units", severity, [where(site) for site in sites[:3]], first, last, evidence, text + others
+    )
 
 
-def worst(run: Run, step: Step) -> tuple[int | None, float | None]:
-    """The layer with the largest share of saturated elements, those on the trunk first."""
+def shut(run: Run, step: Step) -> float | None:
+    """U: decades by which saturation thins out the ways through the net; None where no slope was measured."""
     found = fractions(run, step, "saturated_frac", "SATURATES")
     if not found:
-        return None, None
-    return max(found, key=lambda pair: (pair[1], on_trunk(run, step, pair[0])))
+        return None
+    return math.fsum(
+        max(step.at("flow", i) or 0.0, 0.0) * min(MOST, -math.log10(max(1 - share, 1e-9))) for i, share in found
+    )
