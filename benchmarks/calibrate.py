@@ -29,7 +29,14 @@ from gradwell.lab.train import steps_to
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run
 from gradwell.records.verdict import RANK
-from gradwell.symptoms import dead_units, exploding_gradient, rank_collapse, saturated_units, vanishing_gradient
+from gradwell.symptoms import (
+    dead_units,
+    exploding_gradient,
+    rank_collapse,
+    saturated_output,
+    saturated_units,
+    vanishing_gradient,
+)
 
 BOUNDS = {"mild": 1.5, "serious": 5.0, "fatal": 20.0}
 OPTIMIZERS = {"SGD": 0.05, "Adam": 1e-3}
@@ -46,6 +53,7 @@ class Pair(NamedTuple):
     sick: NetConfig
     cured: NetConfig
     target: float = 0.5
+    lr_scale: float = 1.0
 
 
 def families() -> Iterator[Pair]:
@@ -53,6 +61,7 @@ def families() -> Iterator[Pair]:
     yield from exploding()
     yield from units()
     yield from collapsing()
+    yield from shut_outputs()
 
 
 def vanishing() -> Iterator[Pair]:
@@ -78,7 +87,7 @@ def exploding() -> Iterator[Pair]:
         he = Net(depth=depth, init="he")
         for gain in gains:
             yield Pair("exploding_gradient", f"ReLU {depth}, He x {gain:g}", with_(he, gain=gain), he)
-    for depth in (4, 8, 12, 20, 30):
+    for depth in (4, 12, 20, 30):
         twin = Net(kind="residual", depth=depth // 2, norm="layer")
         yield Pair("exploding_gradient", f"batch norm ReLU {depth}", Net(depth=depth, init="he", norm="batch"), twin)
     lecun = Net(depth=20, activation="tanh", init="lecun")
@@ -94,7 +103,7 @@ def units() -> Iterator[Pair]:
     for shift in (-0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -1.0):
         he = Net(depth=3, init="he")
         yield Pair("dead_units", f"ReLU 3, biases {shift:g}", with_(he, bias_value=shift), he)
-    for depth in (12, 20, 30):
+    for depth in (4, 12):
         twin = Net(kind="residual", depth=depth // 2, norm="layer")
         yield Pair("dead_units", f"ReLU {depth}, He", Net(depth=depth, init="he"), twin)
     for scale in (3.0, 10.0, 30.0, 100.0, 300.0):
@@ -107,9 +116,17 @@ def units() -> Iterator[Pair]:
 
 def collapsing() -> Iterator[Pair]:
     """Inputs that are all alike."""
-    for shift in (1.0, 3.0, 10.0, 30.0, 100.0, 1000.0):
+    for shift in (0.5, 1.0, 2.0, 3.0, 10.0, 100.0):
         he = Net(depth=3, init="he")
         yield Pair("rank_collapse", f"ReLU 3, input + {shift:g}", with_(he, input_shift=shift), he)
+
+
+def shut_outputs() -> Iterator[Pair]:
+    """A sigmoid under a squared error, pushed to 1 by positive weights; SGD needs rates 20 times as large here."""
+    net = Net(depth=1, activation="identity", init="xavier", output_activation="sigmoid", loss="mse")
+    for gain in (0.09, 0.13, 0.16, 0.2):
+        sick = with_(net, init="uniform", gain=gain)
+        yield Pair("saturated_output", f"sigmoid, U(0, {gain:g})", sick, net, 0.03, 20.0)
 
 
 def with_(config: NetConfig, **changes: Any) -> NetConfig:
@@ -129,7 +146,8 @@ def cost(config: NetConfig, target: float, limit: int) -> float | None:
 
 def row(pair: Pair, optimizer: str, seed: int) -> dict[str, Any]:
     """The truth and the prediction for one sick net."""
-    sick, cured = (with_(c, optimizer=optimizer, lr=OPTIMIZERS[optimizer], seed=seed) for c in (pair.sick, pair.cured))
+    rate = OPTIMIZERS[optimizer] * (pair.lr_scale if optimizer == "SGD" else 1.0)
+    sick, cured = (with_(c, optimizer=optimizer, lr=rate, seed=seed) for c in (pair.sick, pair.cured))
     model, batch, loss, stepper = setup(sick)
     run = measure(model, batch, loss, stepper)
     best = cost(cured, pair.target, MAX_STEPS)
@@ -153,13 +171,16 @@ def truth(ratio: float | None) -> str | None:
 def numbers(run: Run) -> dict[str, float | None]:
     """What the detectors look at."""
     step = run.steps[0]
-    return {
+    found = {
         "D": vanishing_gradient.lost(run, step),
         "E": exploding_gradient.grown(run, step),
         "C": rank_collapse.collapsed(run, step),
         "dead": dead_units.worst(run, step)[1],
-        "saturated": saturated_units.worst(run, step)[1],
+        "U": saturated_units.shut(run, step),
+        "C0": rank_collapse.given(run, step),
+        "S": saturated_output.shut(run, step, 0.9, 2.0),
     }
+    return {name: None if value is None or math.isnan(value) else value for name, value in found.items()}
 
 
 def judge(record: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +205,7 @@ def table(records: Sequence[dict[str, Any]], symptom: str, column: str) -> list[
 
 
 def line(r: dict[str, Any]) -> str:
-    numbers = " ".join(f"{k} {r[k]:5.2f}" for k in ("D", "E", "C", "dead", "saturated") if r[k] is not None)
+    numbers = " ".join(f"{k} {r[k]:5.2f}" for k in ("D", "E", "C", "C0", "dead", "U", "S") if r[k] is not None)
     ratio = "?" if r["ratio"] is None else f"{'' if r['sick'] else '>'}{r['ratio']:.1f}"
     return (
         f"{r['symptom'][:10]:10} {r['label']:24} {r['optimizer']:4} {ratio:>6} {r['truth']!s:8} {r['said']:8} {numbers}"

@@ -35,11 +35,19 @@ SHELVES = {
     "inits": "gradwell.theory.inits",
 }
 
-JsonOption = Annotated[str | None, typer.Option("--json", metavar="PATH", help="Write diagnosis.json there; - is stdout.")]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="PATH", help="Write diagnosis.json there; - is stdout.")
+]
 HtmlOption = Annotated[str | None, typer.Option("--html", metavar="PATH", help="Write the one-file report there.")]
-OutOption = Annotated[str | None, typer.Option("--out", metavar="DIR", help="The run folder; default runs/<time>-<script>.")]
-FailOption = Annotated[str | None, typer.Option("--fail-on", metavar="mild|serious|fatal", help="Exit 1 from this severity on.")]
-IgnoreOption = Annotated[list[str] | None, typer.Option("--ignore", metavar="ID[:SITE]", help="Leave a symptom (at a site) out.")]
+OutOption = Annotated[
+    str | None, typer.Option("--out", metavar="DIR", help="The run folder; default runs/<time>-<script>.")
+]
+FailOption = Annotated[
+    str | None, typer.Option("--fail-on", metavar="mild|serious|fatal", help="Exit 1 from this severity on.")
+]
+IgnoreOption = Annotated[
+    list[str] | None, typer.Option("--ignore", metavar="ID[:SITE]", help="Leave a symptom (at a site) out.")
+]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="ID.name=value", help="Change a threshold.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing.")]
 _SCRIPT_ARGS = {"allow_interspersed_args": False, "ignore_unknown_options": True}
@@ -186,7 +194,9 @@ def list_(
 
 
 @app.command()
-def explain(topic: Annotated[str, typer.Argument(metavar="ID", help="The id of a symptom, cause, remedy, ...")]) -> None:
+def explain(
+    topic: Annotated[str, typer.Argument(metavar="ID", help="The id of a symptom, cause, remedy, ...")],
+) -> None:
     """Print the page of a symptom, cause, remedy, activation or init."""
     homes = {name: shelf(package) for name, package in SHELVES.items()}
     found = [(name, entries[topic]) for name, entries in homes.items() if topic in entries]
@@ -291,5 +301,3 @@ def _print_users(problem: BaseException) -> None:
         level.stack = traceback.StackSummary.from_list([f for f in level.stack if not f.filename.startswith(ours)])
         level = level.__cause__ or level.__context__
     sys.stderr.write("".join(shown.format()))
-
-

@@ -149,9 +149,7 @@ def run_script(
         construction.off()
 
 
-def _checkup(
-    say: Callable[[str], None], ignore: Sequence[str], thresholds: Mapping[str, Any]
-) -> Callable[[Run], None]:
+def _checkup(say: Callable[[str], None], ignore: Sequence[str], thresholds: Mapping[str, Any]) -> Callable[[Run], None]:
     """One line after the first sampled steps."""
 
     def on_step(run: Run) -> None:

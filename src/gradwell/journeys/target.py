@@ -44,7 +44,9 @@ def load_target(text: str) -> Target:
     module = _module(where)
     function = getattr(module, name, None)
     if not callable(function):
-        offered = ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__)
+        offered = ", ".join(
+            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
+        )
         raise UnreadableInput(f"{where} has no function {name!r}; it has {offered or 'none'}.")
     try:
         value = function()
@@ -54,11 +56,18 @@ def load_target(text: str) -> Target:
 
 
 def _unpack(value: Any, text: str) -> Target:
-    if isinstance(value, (tuple, list)) and len(value) in (3, 4) and isinstance(value[0], nn.Module) and callable(value[2]):
+    if (
+        isinstance(value, (tuple, list))
+        and len(value) in (3, 4)
+        and isinstance(value[0], nn.Module)
+        and callable(value[2])
+    ):
         target = Target(*value)
         if target.optimizer is None or isinstance(target.optimizer, torch.optim.Optimizer):
             return target
-    found = f"({', '.join(type(v).__name__ for v in value)})" if isinstance(value, (tuple, list)) else type(value).__name__
+    found = (
+        f"({', '.join(type(v).__name__ for v in value)})" if isinstance(value, (tuple, list)) else type(value).__name__
+    )
     raise UsageError(
         f"{text} must return (model, batch, loss_fn) or (model, batch, loss_fn, optimizer), found {found}; "
         "loss_fn takes (model, batch) and returns a scalar tensor."
@@ -73,7 +82,9 @@ def _module(where: str) -> ModuleType:
         return importlib.import_module(where)
     except ModuleNotFoundError as problem:
         if problem.name and where.split(".")[0] == problem.name.split(".")[0]:
-            raise UnreadableInput(f"No module named {where!r} from here; name a file as path/to/file.py:function.") from None
+            raise UnreadableInput(
+                f"No module named {where!r} from here; name a file as path/to/file.py:function."
+            ) from None
         raise UsersException from problem
     except Exception as problem:
         raise UsersException from problem

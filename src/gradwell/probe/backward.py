@@ -82,7 +82,7 @@ class Backward:
         for visit in self.visits:
             own = set(visit.outputs)
             if own and not own <= visit.inputs:  # nn.Identity and dropout in eval mode return their input
-                inside, visit.exits = self.graph.inside(own, visit.inputs - own, borders - own)
+                inside, visit.exits = self.graph.inside(own, visit.inputs, borders)
                 owned |= inside
                 _read_norm(self.graph, visit, inside)
         return owned
@@ -107,7 +107,7 @@ class Backward:
             found.append(visit)
         for visit in found:
             self._tape.number(visit)
-            _, visit.exits = self.graph.inside(visit.outputs, set(), borders - set(visit.outputs))
+            _, visit.exits = self.graph.inside(visit.outputs, set(), borders)
         if found:
             self.visits = sorted([*self.visits, *found], key=lambda v: min((k[0] for k in v.outputs), default=0))
 
@@ -128,9 +128,9 @@ class Backward:
         graph, path = self.graph, self._path
         owner: dict[Key, Visit] = {}
         for visit in self.visits:
-            for key in visit.outputs:
-                owner.setdefault(key, visit)
-                self._pre.setdefault(key[0], []).append(_arrive(visit, key[1]))
+            for output in visit.outputs:
+                owner.setdefault(output, visit)
+                self._pre.setdefault(output[0], []).append(_arrive(visit, output[1]))
         for visit in self.visits:
             exits = [(e, key) for e in visit.exits if (key := graph.edges[e[0]][e[1]]) is not None and key[0] in path]
             visit.exits = [edge for edge, _ in exits]
@@ -356,7 +356,9 @@ def _read_norm(graph: Graph, visit: Visit, inside: set[int]) -> None:
         rstd = getattr(graph.nodes[seq], _SAVED_RSTD.get(name, ""), None)
         if not isinstance(rstd, Tensor) or rstd.numel() == 0:
             continue
-        gain = next((v.detach().double().square().mean().item() for _, v in graph.leaves.get(seq, []) if v.dim() == 1), 1.0)
+        gain = next(
+            (v.detach().double().square().mean().item() for _, v in graph.leaves.get(seq, []) if v.dim() == 1), 1.0
+        )
         count, lost = visit.numel // rstd.numel(), 1 if "Rms" in name else 2
         mean_square = rstd.detach().double().square().mean().item()
         square = mean_square * gain * (count - lost) / max(count, 1)

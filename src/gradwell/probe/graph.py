@@ -99,7 +99,8 @@ class Graph:
         The walk starts at the leaf's output keys and stops at its input keys and at the output keys of other
         leaves (`borders`): the latter matter where inputs came as keyword arguments, which hooks cannot see.
         """
-        stack = [key[0] for key in outputs if key[0] in self.nodes]
+        own = set(outputs)
+        stack = [key[0] for key in own]
         seen: set[int] = set()
         exits: list[Edge] = []
         while stack:
@@ -108,7 +109,7 @@ class Graph:
                 continue
             seen.add(seq)
             for j, key in enumerate(self.edges[seq]):
-                if key is None:
+                if key is None or key in own:
                     continue
                 if key in inputs or key in borders:
                     exits.append((seq, j))

@@ -69,9 +69,21 @@ def _class_role(kind: Any) -> str:
     return "norm" if "Norm" in kind.__name__ else ""
 
 
+def is_closed(module: nn.Module) -> bool:
+    """True for a leaf of torch's own library: what it calls inside is its own business."""
+    kind: Any = type(module)
+    return not module._modules and _is_torchs(kind)
+
+
+@cache
+def _is_torchs(kind: Any) -> bool:
+    return bool(kind.__module__.startswith("torch.nn."))
+
+
 def role_of(module: nn.Module) -> str:
     """The part that a leaf module plays."""
-    role = _class_role(type(module))
+    kind: Any = type(module)
+    role = _class_role(kind)
     if role:
         return role
     return "weight" if any(p is not None and p.dim() >= 2 for p in module._parameters.values()) else "other"

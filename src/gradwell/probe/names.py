@@ -77,7 +77,7 @@ class Construction:
             original(module, *args, **kwargs)
 
         self._original = original
-        nn.Module.__init__ = __init__  # type: ignore[method-assign]
+        nn.Module.__init__ = __init__  # type: ignore[method-assign,assignment]  # stands in for it
         return self
 
     def off(self) -> None:
@@ -177,7 +177,8 @@ class Names:
             parent = holder()
             if parent is None:
                 return None
-            line = _assignment_line(type(parent), attribute)
+            owner: Any = type(parent)
+            line = _assignment_line(owner, attribute)
             if line is not None:
                 return line
             child, seen = parent, seen + 1
@@ -258,5 +259,3 @@ def _variable_of(tensor: Any) -> str | None:
             if label is not None:
                 return f"{name}{label}"
     return None
-
-

@@ -98,7 +98,7 @@ class Tape:
             handle.remove()
         self._handles = []
         self._stack = []
-        self._functions.close()
+        self._functions.set(on=False)
 
     def take(self) -> list[Visit]:
         """The visits so far; the tape goes on with an empty list."""
@@ -128,7 +128,6 @@ class Tape:
             self._stack[-1].container = True
         else:
             self.names.root(module)
-            self._functions.open()
         inputs: list[Handle] = []
         shape: tuple[int, ...] = ()
         for value in args if all(isinstance(a, Tensor) for a in args) else tree_leaves(args):
@@ -139,6 +138,7 @@ class Tape:
                 if value.requires_grad:
                     inputs += handle_of(value)
         self._stack.append(_Frame(module, inputs, shape))
+        self._functions.set(on=not kinds.is_closed(module))
 
     def _look_at_input(self, value: Tensor) -> None:
         if self.input_rms is None or not self.visits:  # the first call of a step is the one that gets the data
@@ -151,8 +151,7 @@ class Tape:
             frame = self._stack.pop()
             if frame.module is module:
                 break
-        if not self._stack:
-            self._functions.close()
+        self._functions.set(on=bool(self._stack) and not kinds.is_closed(self._stack[-1].module))
         if frame is None or frame.module is not module or frame.container:
             return
         tensors = _with_gradient(output)
@@ -167,8 +166,8 @@ class Tape:
     def function(self, name: str, source: Tensor, inputs: list[Handle], output: Any) -> None:
         """A functional activation, seen by the mode while a module runs."""
         frame = self._stack[-1] if self._stack else None
-        if frame is None or (not frame.module._modules and type(frame.module).__module__.startswith("torch.nn.")):
-            return  # inside nn.ReLU and its kin the module is the site
+        if frame is None:
+            return
         tensors = _with_gradient(output)
         if not tensors or self._unwanted():
             return
@@ -206,7 +205,11 @@ class Tape:
 
 
 class _Functions(TorchFunctionMode):
-    """Sees the functional activations while the outermost module runs; pushed and popped in its own hooks."""
+    """Sees the functional activations while a module's own forward runs.
+
+    Pushed and popped by the module hooks; off inside torch's own leaves, where the module is the site. It is popped
+    only while it lies on top: a mode that the user's forward has pushed since (`torch.device`) is left alone.
+    """
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
@@ -214,15 +217,16 @@ class _Functions(TorchFunctionMode):
         self._known = kinds.functional_activations()
         self._open = False
 
-    def open(self) -> None:
-        if not self._open:
+    def set(self, *, on: bool) -> None:
+        """Push or pop, where that is a change."""
+        if on == self._open:
+            return
+        if on:
             super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._open = True
-
-    def close(self) -> None:
-        if self._open:
-            self._open = False
+        elif torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1) is self:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._open = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -16,7 +16,7 @@ from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, pl
 ORDER = 2
 
 SICK = (
-    NetConfig(depth=3, output_activation="sigmoid", loss="mse", bias_value=15.0),
+    NetConfig(depth=1, activation="identity", init="uniform", gain=0.2, output_activation="sigmoid", loss="mse"),
     NetConfig(depth=3, task="xor", batch_size=4, output_activation="sigmoid", loss="mse", bias_value=12.0),
 )
 HEALTHY = (
@@ -58,7 +58,7 @@ def saturated_output(
         raise NotMeasurable("nothing stands after the last weight layer: the loss gets its outputs directly.")
     if all(step.loss is None for step in run.steps):
         raise NotMeasurable("the loss was not recorded, so a flat output cannot be told from a right one.")
-    judged = course(run, lambda step: _shut(run, step, share, mild))
+    judged = course(run, lambda step: shut(run, step, share, mild))
     severity = None if judged is None else grade(judged.end, (mild, serious, fatal))
     if judged is None or severity is None:
         return
@@ -79,7 +79,7 @@ def _after(run: Run, step: Step) -> list[int]:
     return [i for i in beyond_output(run.sites, step) if run.sites[i].kind not in ("Identity", "Dropout")]
 
 
-def _shut(run: Run, step: Step, share: float, mild: float) -> float | None:
+def shut(run: Run, step: Step, share: float, mild: float) -> float | None:
     """S: decades lost between the last site after the output and the output; 0 where the output is right or open."""
     sites = _after(run, step)
     if not sites or step.output is None or step.loss is None or not math.isfinite(step.loss):
