@@ -36,6 +36,7 @@ def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, A
     {"vanishing_gradient.mild": 1.5}. Findings come worst first; among equals what causes others comes first.
     Raises `UnknownId` for an id that is on no shelf, `UsageError` for an unknown threshold or its value.
 
+    >>> from gradwell.records.run import Header
     >>> diagnose(Run(Header("gradwell"))).verdict
     'undecided'
     """

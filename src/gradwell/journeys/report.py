@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gradwell.errors import UnreadableInput
-from gradwell.records.run import Run, load
+from gradwell.errors import UnreadableInput, UsageError
+from gradwell.records.run import Run, RunWriter, event_line, header_line, load, step_line
 from gradwell.records.verdict import Diagnosis
+from gradwell.report.html import report_html
+from gradwell.report.tables import profile_csv
 
 RUNS = Path("runs")
 
@@ -28,44 +31,86 @@ def open_run(path: str | None) -> Run:
 
 
 def new_folder(script: str, out: str | None = None, *, say: Callable[[str], None]) -> Path | None:
-    """Make `runs/<time>-<script>/` (or `out`); None, after one sentence, when the disk refuses."""
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(script).stem or "run")
-    folder = Path(out) if out is not None else RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    tried = folder
-    for n in range(2, 100):
-        if out is not None or not tried.exists():
-            break
-        tried = folder.with_name(f"{folder.name}-{n}")
+    """Make `runs/<time>-<script>/`, or `out`, and return its absolute path: a script may change directory.
+
+    None, after one sentence, when the disk refuses the folder of our own choosing; `UsageError` when it refuses `out`.
+    """
+    folder = (RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{_name(script)}" if out is None else Path(out)).absolute()
     try:
-        tried.mkdir(parents=True, exist_ok=True)
-        if out is None and not (RUNS / ".gitignore").exists():
+        if out is None:
+            folder = _unused(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+        if folder.parent == RUNS.absolute() and not (RUNS / ".gitignore").exists():
             (RUNS / ".gitignore").write_text("*\n")
     except OSError as problem:
-        say(f"Cannot make the folder {tried}: {problem.strerror}; the training goes on unrecorded.")
+        if out is not None:
+            raise UsageError(f"Cannot make the folder {out}: {problem.strerror}; name another with --out.") from None
+        say(f"Cannot make the folder {folder}: {problem.strerror}; name another with --out. Nothing is recorded.")
         return None
-    return tried
+    return folder
+
+
+def _name(script: str) -> str:
+    """`train` for train.py, also for train.py:function; `package.module` as it is."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", re.sub(r"\.pyc?(:\w+)?$", "", Path(script).name)).strip("-.") or "run"
+
+
+def _unused(folder: Path) -> Path:
+    """Make the folder under its name or a numbered one: several ranks may start in the same second."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for n in itertools.count(2):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            folder = folder.with_name(f"{folder.name.removesuffix(f'-{n - 1}') if n > 2 else folder.name}-{n}")
+        else:
+            break
+    return folder
+
+
+def write_run(run: Run, folder: Path, *, say: Callable[[str], None]) -> None:
+    """Write `run.jsonl` of a run that lives in memory, or of one that was read from another folder."""
+    if run.folder is not None and Path(run.folder).resolve() == folder.resolve():
+        return
+    writer = RunWriter(folder / "run.jsonl", say)
+    writer.write(header_line(run.header))
+    for step in run.steps:
+        writer.write(step_line(step))
+    for event in run.events:
+        writer.write(event_line(event))
+    writer.close()
 
 
 def write_results(
-    diagnosis: Diagnosis, folder: Path | None, *, run: Run | None = None, html: str | None = None,
-    json: str | None = None, csv: str | None = None, say: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Write `diagnosis.json` and `report.html` to the folder, and the copies that were asked for."""
-    from gradwell.report.html import report_html
-    from gradwell.report.tables import profile_csv
+    diagnosis: Diagnosis, folder: Path | None, *, run: Run | None = None, html: str | Path | None = None,
+    json: str | Path | None = None, csv: str | Path | None = None, say: Callable[[str], None],
+) -> bool:  # fmt: skip
+    """Write `diagnosis.json` and `report.html` to the folder, and the copies that were asked for.
+
+    False, after one sentence each, when one of them could not be written.
+    """
+
+    def page() -> bytes:
+        return report_html(diagnosis, run=run).encode()
 
     wanted: list[tuple[Path, Callable[[], bytes]]] = []
     if folder is not None:
-        wanted.append((folder / "diagnosis.json", diagnosis.to_json))
-        wanted.append((folder / "report.html", lambda: report_html(diagnosis, run=run).encode()))
-    if json not in (None, "-"):
-        wanted.append((Path(str(json)), diagnosis.to_json))
+        wanted += [(folder / "diagnosis.json", diagnosis.to_json), (folder / "report.html", page)]
+    if json is not None:
+        wanted.append((Path(json), diagnosis.to_json))
     if html is not None:
-        wanted.append((Path(html), lambda: report_html(diagnosis, run=run).encode()))
+        wanted.append((Path(html), page))
     if csv is not None:
         wanted.append((Path(csv), lambda: profile_csv(diagnosis).encode()))
-    for path, content in wanted:
-        try:
-            path.write_bytes(content())
-        except OSError as problem:
-            say(f"Cannot write {path}: {problem.strerror}; name a place that can be written.")
+    return all([_written(path, content, say) for path, content in wanted])
+
+
+def _written(path: Path, content: Callable[[], bytes], say: Callable[[str], None]) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content())
+    except OSError as problem:
+        say(f"Cannot write {path}: {problem.strerror or problem}; name a place that can be written.")
+        return False
+    return True

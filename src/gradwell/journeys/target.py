@@ -81,7 +81,7 @@ def _module(where: str) -> ModuleType:
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as problem:
-        if problem.name and where.split(".")[0] == problem.name.split(".")[0]:
+        if problem.name and where.split(".", maxsplit=1)[0] == problem.name.split(".")[0]:
             raise UnreadableInput(
                 f"No module named {where!r} from here; name a file as path/to/file.py:function."
             ) from None

@@ -63,20 +63,21 @@ def profile(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
     return [(i, gain) for i, gain in found if gain is not None]
 
 
-def pooled(sites: Sequence[Site], step: Step, index: int) -> float:
-    """Decades (0 or negative) that pooling and its kin take between a site and the output.
+def pooled(sites: Sequence[Site], step: Step) -> dict[int, float]:
+    """Decades (0 or negative) that pooling and its kin take between each site and the output.
 
     An average over P positions divides the gradient's norm by sqrt(P) and does no harm: weight gradients add up over
     the positions. Recurrent layers are not counted.
     """
-    place = {i: n for n, i in enumerate(in_order(sites))}
+    taken: dict[int, float] = {}
     total = 0.0
-    for i in between(sites, step):
+    for i in reversed(between(sites, step)):
+        taken[i] = min(total, 0.0)
         flow, gain = step.at("flow", i), step.at("leaf_gain", i)
         harmless = sites[i].role not in ("weight", "activation", "norm") and sites[i].kind not in RECURRENT
-        if harmless and place[i] > place[index] and flow and gain is not None and math.isfinite(gain):
+        if harmless and flow and gain is not None and math.isfinite(gain):
             total += flow * gain
-    return min(total, 0.0)
+    return taken
 
 
 def layers(sites: Sequence[Site], step: Step, index: int) -> int:

@@ -13,9 +13,9 @@ Array = npt.NDArray[Any]
 
 
 def unit_statistics(samples: Sequence[Array]) -> list[dict[str, float]]:
-    """`mean`, `zero`, `dead` and `spread` of each sample with the axes (batch B, positions P, units U).
+    """`mean`, `zero` and `spread` of each sample with the axes (batch B, positions P, units U).
 
-    `zero`: share of elements that are exactly 0. `dead`: share of the units that are exactly 0 in the whole batch.
+    `zero`: share of elements that are exactly 0.
     `spread`: variance between the samples of the batch over the mean square; nan for a batch of one and for zeros.
     """
     answers: list[dict[str, float]] = [{} for _ in samples]
@@ -26,7 +26,7 @@ def unit_statistics(samples: Sequence[Array]) -> list[dict[str, float]]:
             with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
                 rows = _statistics(stacked)
             for i, row in zip(part, rows, strict=True):
-                answers[i] = dict(zip(("mean", "zero", "dead", "spread"), row, strict=True))
+                answers[i] = dict(zip(("mean", "zero", "spread"), row, strict=True))
     return answers
 
 
@@ -42,9 +42,7 @@ def _statistics(x: Array) -> list[list[float]]:
     # x: (S, B, P, U). Sums over the batch are matrix products: numpy is five times slower along a middle axis.
     flat = x.reshape(len(x), -1)
     zero = 1 - np.count_nonzero(flat, axis=1) / flat.shape[1]
-    rows_of = x.reshape(len(x), -1, x.shape[3])
-    used = np.count_nonzero(np.ones(rows_of.shape[1], x.dtype) @ np.abs(rows_of), axis=1)
-    columns = [flat.mean(1), zero, 1 - used / x.shape[3]]
+    columns = [flat.mean(1), zero]
     if x.shape[1] > 1:
         # Differences from the first sample keep the digits that subtracting mean squares would lose.
         apart = x - x[:, :1]

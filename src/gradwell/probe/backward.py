@@ -370,7 +370,8 @@ def _finish_units(visits: list[Visit]) -> None:
     sampled = [visit for visit in visits if visit.values is not None]
     rows = unit_statistics([sizes.as_array(v.values) for v in sampled if v.values is not None])
     for visit, row in zip(sampled, rows, strict=True):
-        visit.stats, visit.values = row, None
+        visit.stats |= row
+        visit.values = None
 
 
 def _finish_slopes(visits: list[Visit]) -> None:

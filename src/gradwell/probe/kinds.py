@@ -89,6 +89,13 @@ def role_of(module: nn.Module) -> str:
     return "weight" if any(p is not None and p.dim() >= 2 for p in module._parameters.values()) else "other"
 
 
+@cache
+def can_die(kind: str) -> bool:
+    """True for an activation that is exactly 0, slope and all, on a half line (ReLU and its kin)."""
+    known = activation_names().get(kind)
+    return known is not None and bool(shelf("gradwell.theory.activations")[known[0]].fact("CAN_DIE", False))
+
+
 def largest_slope(kind: str) -> float:
     """sup |phi'| of an activation by its class, function or node name; 1 for one that is not on the shelf."""
     return activation_names().get(kind, ("", 1.0))[1]

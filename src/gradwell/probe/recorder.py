@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import importlib.metadata
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from functools import cache

@@ -121,6 +121,17 @@ def _slices(shape: tuple[int, ...]) -> tuple[slice, ...] | None:
     return tuple(slice(None, None, step) for step in steps) if max(steps) > 1 else None
 
 
+def dead_fraction(tensor: Tensor) -> float:
+    """Share of the units that are exactly 0 for every sample and position; all elements are looked at.
+
+    A sample would not do: of a layer with 90 % dead units one in five samples of 16 units shows none alive.
+    """
+    units = 1 if tensor.dim() >= 4 else tensor.dim() - 1
+    others = [axis for axis in range(tensor.dim()) if axis != units]
+    largest = torch.linalg.vector_norm(tensor.detach(), math.inf, dim=others) if others else tensor.detach()
+    return 1 - int(largest.count_nonzero()) / max(largest.numel(), 1)
+
+
 def flat_sample(tensor: Tensor) -> Sample:
     """A copy of at most `SAMPLE` elements in a fixed stride: two tensors of one shape give matching elements."""
     array = _in_memory(tensor)

@@ -201,6 +201,8 @@ class Tape:
         if visit.numel:
             visit.size, visit.values = sizes.l2_and_sample(output)
             visit.nonfinite = sizes.nonfinite_count(output, visit.size)
+            if visit.role == "activation" and output.dim() > 0 and kinds.can_die(visit.kind):
+                visit.stats["dead"] = sizes.dead_fraction(output)
         self.visits.append(visit)
 
 

@@ -31,7 +31,6 @@ def fractions(run: Run, step: Step, column: str, fact: str) -> list[tuple[int, f
     return [(i, value) for i, value in found if value is not None and math.isfinite(value)]
 
 
-def on_trunk(run: Run, step: Step, index: int) -> bool:
-    """True for a site that nothing leads round; every site counts where the way was not measured."""
-    way = trunk(run.sites, step)
-    return not way or index in way
+def on_trunk(run: Run, step: Step) -> set[int]:
+    """The sites that nothing leads round; all of them where the way was not measured."""
+    return set(trunk(run.sites, step)) or set(range(len(run.sites)))

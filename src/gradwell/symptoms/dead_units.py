@@ -40,7 +40,7 @@ def dead_units(
 
     How it is measured:
         For each hidden activation that can die (ReLU and its kin; a fact of the shelf of activations) the share of
-        units that are exactly 0 for the whole batch (channels, for images), on a sample of at most 16k elements. The
+        units that are exactly 0 for the whole batch (channels, for images). The
         worst layer counts: `mild`, `serious` and `fatal` (all of them) where nothing leads round it; in a branch at
         most
         serious. Below `fewest_samples` samples only a wholly dead layer is told. Over several sampled steps the
@@ -69,7 +69,7 @@ def dead_units(
     if (judged.last_step.batch or 0) < fewest_samples and value < WHOLE:
         raise NotMeasurable(f"a batch of {judged.last_step.batch} is too small to tell a dead unit from one at rest.")
     severity = grade(value, (mild, serious, fatal))
-    if not on_trunk(run, judged.last_step, index):
+    if index not in on_trunk(run, judged.last_step):
         severity = milder(severity, "serious")
     if severity is None:
         return
@@ -89,4 +89,5 @@ def worst(run: Run, step: Step) -> tuple[int | None, float | None]:
     found = fractions(run, step, "dead_frac", "CAN_DIE")
     if not found:
         return None, None
-    return max(found, key=lambda pair: (pair[1], on_trunk(run, step, pair[0])))
+    whole = on_trunk(run, step)
+    return max(found, key=lambda pair: (pair[1], pair[0] in whole))

@@ -104,7 +104,8 @@ def vanishing_gradient(
 
 def lost(run: Run, step: Step) -> float | None:
     """D: decades that the trunk loses at most, without what pooling takes; inf for an exact zero, None unmeasured."""
-    gains = [gain - pooled(run.sites, step, i) for i, gain in _gains(run, step)]
+    taken = pooled(run.sites, step)
+    gains = [gain - taken[i] for i, gain in _gains(run, step)]
     return None if not gains else max(0.0, -min(gains))
 
 
@@ -220,7 +221,8 @@ def _worst(run: Run, step: Step) -> int:
     zeros = [i for i, gain in gains if gain == -math.inf]
     if zeros:
         return zeros[-1]
-    return min(gains, key=lambda pair: pair[1] - pooled(run.sites, step, pair[0]))[0]
+    taken = pooled(run.sites, step)
+    return min(gains, key=lambda pair: pair[1] - taken[pair[0]])[0]
 
 
 def _taken(book: Ledger | None) -> list[tuple[int, float]]:
