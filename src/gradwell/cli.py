@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import os
 import sys
 import traceback
@@ -12,10 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradwell.errors import GradwellError, UsageError
+from gradwell.journeys.catalogue import SHELVES
+from gradwell.probe import host
 from gradwell.shelf import Shelf, shelf
 
 if TYPE_CHECKING:
     from gradwell.records.verdict import Diagnosis
+
+_BadUsage: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""The base of typer's own errors; typer gives it no public name."""
 
 app = typer.Typer(
     name="gradwell",
@@ -26,14 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-SHELVES = {
-    "symptoms": "gradwell.symptoms",
-    "causes": "gradwell.causes",
-    "remedies": "gradwell.remedies",
-    "activations": "gradwell.theory.activations",
-    "inits": "gradwell.theory.inits",
-}
 
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="PATH", help="Write diagnosis.json there; - is stdout.")
@@ -49,14 +49,15 @@ IgnoreOption = Annotated[
     list[str] | None, typer.Option("--ignore", metavar="ID[:SITE]", help="Leave a symptom (at a site) out.")
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="ID.name=value", help="Change a threshold.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Print nothing.")]
-_SCRIPT_ARGS = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print no diagnosis; what goes wrong is still told.")]
+_SCRIPT_ARGS = {"allow_interspersed_args": False}
 
 
 @app.command(context_settings=_SCRIPT_ARGS)
 def run(
     target: Annotated[str, typer.Argument(metavar="SCRIPT", help="The training script (or MODULE with -m).")],
     args: Annotated[list[str] | None, typer.Argument(help="The script's own arguments.")] = None,
+    *,
     module: Annotated[bool, typer.Option("-m", help="Run a module, as python -m does.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Stop after N training steps.")] = None,
     json: JsonOption = None,
@@ -66,41 +67,48 @@ def run(
     ignore: IgnoreOption = None,
     settings: SetOption = None,
     quiet: QuietOption = False,
-) -> None:
+) -> host.Ending:
     """Run an unmodified training script and diagnose it at the end, also on Ctrl-C, SIGTERM and a crash."""
+    told = _Told(quiet=quiet)
     thresholds = _judging(fail_on, ignore, settings)
-    say = _silent if quiet else _say
+    _refuse_missing(target, module=module)
     from gradwell.journeys import report as reports
     from gradwell.journeys.run import RunResult, run_script
-    from gradwell.probe import host
 
-    _refuse_missing(target, module=module)
-    folder = reports.new_folder(target, out, say=say)
+    # Everything that speaks or writes at the end is loaded and every place resolved now: the script may change the
+    # working directory, sys.path and sys.stderr.
+    _load_all()
+    where = {"json": _place(json), "html": _place(html)}
+    folder = reports.new_folder(target, out, say=told.warn)
+    shown = None if folder is None else os.path.relpath(folder / "report.html")
     status = 0
 
     def finish(result: RunResult) -> None:
         nonlocal status
-        if not quiet:
-            _print(result.diagnosis)
-        where = Path(result.folder) if result.folder is not None else None
-        reports.write_results(result.diagnosis, where, html=html, json=json, say=say)
-        _json_to_stdout(result.diagnosis, json)
-        if where is not None:
-            say(f"report: {where / 'report.html'}")
         status = _meets(result.diagnosis, fail_on)
+        told.diagnosis(result.diagnosis)
+        written = reports.write_results(result.diagnosis, folder, run=result.run, **where, say=told.warn)
+        told.json(result.diagnosis, json)
+        if shown is not None and written:
+            told.say(f"report: {shown}")
 
-    ending = run_script(
-        target, args or [], module=module, steps=steps, folder=folder, say=say, finish=finish,
-        ignore=ignore or (), thresholds=thresholds,
-    )  # fmt: skip
-    if ending.status == 0 and ending.reason in ("finished", "exit", "stopped"):
-        raise typer.Exit(status)
-    host.die_like(ending)
+    try:
+        ending = run_script(
+            target, args or [], module=module, steps=steps, folder=folder, say=told.say, warn=told.warn, finish=finish,
+            ignore=ignore or (), thresholds=thresholds,
+        )  # fmt: skip
+    except GradwellError:  # there was nothing to run
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return ending if ending.status else host.Ending(status, ending.reason)
 
 
 @app.command()
 def check(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="file.py:function or package.module:function.")],
+    *,
     level: Annotated[str, typer.Option("--level", help="How deep to measure: flow.")] = "flow",
     json: JsonOption = None,
     html: HtmlOption = None,
@@ -109,42 +117,45 @@ def check(
     ignore: IgnoreOption = None,
     settings: SetOption = None,
     quiet: QuietOption = False,
-) -> None:
+) -> int:
     """Check a model on one batch; TARGET returns (model, batch, loss_fn) or (model, batch, loss_fn, optimizer)."""
+    told = _Told(quiet=quiet)
     thresholds = _judging(fail_on, ignore, settings)
+    if level != "flow":
+        raise UsageError(f"--level takes flow, found {level!r}.")
     from gradwell.journeys import report as reports
-    from gradwell.journeys.check import check as check_model
-    from gradwell.journeys.target import load_target
+    from gradwell.journeys.check import measure
+    from gradwell.journeys.diagnose import diagnose
+    from gradwell.journeys.target import UsersException, load_target
     from gradwell.probe.names import Construction
 
-    say = _silent if quiet else _say
+    where = {"json": _place(json), "html": _place(html)}
+    folder = reports.new_folder(target, out, say=told.warn) if out is not None else None
     construction = Construction().on()
     try:
         found = load_target(target)
     finally:
         construction.off()
-    from gradwell.journeys.target import UsersException
-
     try:
-        diagnosis = check_model(
-            found.model, found.batch, found.loss_fn, found.optimizer, level,
-            construction=construction, ignore=ignore or (), thresholds=thresholds,
-        )  # fmt: skip
+        record = measure(found.model, found.batch, found.loss_fn, found.optimizer, construction=construction)
     except GradwellError:
         raise
     except Exception as problem:
         raise UsersException from problem
-    if not quiet:
-        _print(diagnosis)
-    folder = reports.new_folder(target, out, say=say) if out is not None else None
-    reports.write_results(diagnosis, folder, html=html, json=json, say=say)
-    _json_to_stdout(diagnosis, json)
-    raise typer.Exit(_meets(diagnosis, fail_on))
+    record = reports.of(record, [target])
+    diagnosis = diagnose(record, ignore=ignore or (), thresholds=thresholds)
+    told.diagnosis(diagnosis)
+    if folder is not None:
+        reports.write_run(record, folder, say=told.warn)
+    written = reports.write_results(diagnosis, folder, run=record, **where, say=told.warn)
+    told.json(diagnosis, json)
+    return _meets(diagnosis, fail_on) if written else 2
 
 
 @app.command()
 def report(
     path: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run folder; default: the newest.")] = None,
+    *,
     json: JsonOption = None,
     html: HtmlOption = None,
     csv: Annotated[str | None, typer.Option("--csv", metavar="PATH", help="Write the layer table there.")] = None,
@@ -153,33 +164,36 @@ def report(
     ignore: IgnoreOption = None,
     settings: SetOption = None,
     quiet: QuietOption = False,
-) -> None:
+) -> int:
     """Print the diagnosis of a run folder, also of a run that is still being written."""
+    told = _Told(quiet=quiet)
     thresholds = _judging(fail_on, ignore, settings)
     from gradwell.journeys import report as reports
     from gradwell.journeys.diagnose import diagnose
 
     found = reports.open_run(path)
     diagnosis = diagnose(found, ignore=ignore or (), thresholds=thresholds)
-    if not quiet:
-        _print(diagnosis, stream=sys.stdout if json != "-" else sys.stderr)
-    folder = reports.new_folder("report", out, say=_say) if out is not None else None
-    reports.write_results(diagnosis, folder, run=found, html=html, json=json, csv=csv, say=_say)
-    _json_to_stdout(diagnosis, json)
-    raise typer.Exit(_meets(diagnosis, fail_on))
+    told.diagnosis(diagnosis, stream=told.out if json != "-" else told.err)
+    folder = reports.new_folder("report", out, say=told.warn) if out is not None else None
+    if folder is not None:
+        reports.write_run(found, folder, say=told.warn)
+    where = {"json": _place(json), "html": _place(html), "csv": _place(csv)}
+    written = reports.write_results(diagnosis, folder, run=found, **where, say=told.warn)
+    told.json(diagnosis, json)
+    return _meets(diagnosis, fail_on) if written else 2
 
 
 @app.command()
 def demo(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the run goes.")] = "runs/demo",
-) -> None:
+) -> host.Ending:
     """Diagnose the shipped script: real handwritten digits, a deep sigmoid network that does not learn."""
     from gradwell.journeys.demo import demo_script
 
     script = demo_script()
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
-    _say(f"running `gradwell run {shown}`: real digits, a deep sigmoid network, nothing of gradwell in the script")
-    run(shown, [], False, None, None, None, out, None, None, None, False)
+    _Told().say(f"running `gradwell run {shown}`: real digits, a deep sigmoid network, no gradwell in the script")
+    return run(shown, out=out)
 
 
 @app.command("list")
@@ -257,47 +271,115 @@ def _meets(diagnosis: Diagnosis, fail_on: str | None) -> int:
     return int(fail_on is not None and any(RANK[f.severity] >= RANK[fail_on] for f in diagnosis.findings))
 
 
-def _say(text: str) -> None:
-    print(f"gradwell: {text}", file=sys.stderr, flush=True)
+def _place(path: str | None) -> Path | None:
+    """Where to write a file, whatever the working directory will be; None for stdout."""
+    return None if path is None or path == "-" else Path(path).absolute()
 
 
-def _silent(_: str) -> None:
-    return None
+def _load_all() -> None:
+    """Import all that a diagnosis needs."""
+    import gradwell.remedies._advice  # noqa: F401  # loaded for its own sake
+
+    for package in ("gradwell.symptoms", "gradwell.causes", "gradwell.remedies"):
+        list(shelf(package))
 
 
-def _print(diagnosis: Diagnosis, stream: Any = None) -> None:
-    from gradwell.records.text import render, terminal
+class _Told:
+    """What we tell the person at the terminal, on the streams as they are now: a script may replace or close its own.
 
-    stream = stream or sys.stderr
-    print(render(diagnosis, **terminal(stream)), file=stream, flush=True)
+    A stream that is closed or full takes nothing; that is no reason to disturb a training.
+    """
 
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.out, self.err = sys.stdout, sys.stderr
+        self._quiet = quiet
 
-def _json_to_stdout(diagnosis: Diagnosis, json: str | None) -> None:
-    if json == "-":
-        sys.stdout.write(diagnosis.to_json().decode() + "\n")
-        sys.stdout.flush()
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        self._write(self.err, f"gradwell: {text}\n")
+
+    def diagnosis(self, diagnosis: Diagnosis, stream: Any = None) -> None:
+        from gradwell.records.text import render, terminal
+
+        stream = stream or self.err
+        if not self._quiet and stream is not None:
+            self._write(stream, render(diagnosis, **terminal(stream)) + "\n")
+
+    def json(self, diagnosis: Diagnosis, path: str | None) -> None:
+        """To stdout when it was asked for, after what the script has printed."""
+        if path == "-":
+            self._write(sys.stdout, "")
+            self._write(self.out, diagnosis.to_json().decode() + "\n")
+
+    @staticmethod
+    def _write(stream: Any, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.write(text)
+            stream.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: one clear line and status 2 for bad usage, the user's own traceback for the user's own exception."""
+    ending = _command(argv)
+    if not isinstance(ending, int):
+        host.die_like(ending)  # here, where nothing catches what it raises
+    raise SystemExit(ending)
+
+
+def _command(argv: Sequence[str] | None) -> int | host.Ending:
+    """The exit status of a command, or how its script ended."""
+    words = None if argv is None else list(argv)
     try:
-        app(args=list(argv) if argv is not None else None, standalone_mode=True)
+        ended: int | host.Ending | None = app(args=words, prog_name="gradwell", standalone_mode=False)
     except GradwellError as problem:
-        _say(str(problem))
-        raise SystemExit(2) from None
+        _Told().warn(" ".join(str(problem).split()))
+    except _BadUsage as problem:
+        _Told().warn(_usage_words(problem))
     except Exception as problem:
-        if type(problem).__name__ != "UsersException" or problem.__cause__ is None:
-            raise
-        _print_users(problem.__cause__)
-        raise SystemExit(2) from None
+        if type(problem).__name__ == "UsersException" and problem.__cause__ is not None:
+            _print_users(problem.__cause__)
+        else:
+            traceback.print_exc()
+            _Told().warn("this is a fault of gradwell; please report it with the lines above.")
+    else:
+        return _flushed(ended or 0) if ended is None or isinstance(ended, int) else ended
+    return 2
+
+
+def _flushed(status: int) -> int:
+    """2 when stdout did not take all; somebody who reads only the first lines (`| head`) hears nothing about it."""
+    try:
+        sys.stdout.flush()
+    except OSError as problem:
+        if problem.errno != errno.EPIPE:
+            _Told().warn(f"Cannot write to stdout: {problem.strerror}.")
+            status = 2
+        with contextlib.suppress(OSError, ValueError):  # or python would complain again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _usage_words(problem: Any) -> str:
+    """Typer's complaint as one line; the help, where a command was called without anything."""
+    context = problem.ctx
+    command = context.command_path if context is not None else "gradwell"
+    text = " ".join(problem.format_message().split())
+    return f"{text.rstrip('.')}; see `{command} --help`." if text else f"say what to do; see `{command} --help`."
 
 
 def _print_users(problem: BaseException) -> None:
-    """A traceback without our frames."""
+    """A traceback without our frames and without those that import the user's file for us."""
     ours = str(Path(__file__).parent)
     shown = traceback.TracebackException.from_exception(problem)
-    level: traceback.TracebackException | None = shown
-    while level is not None:
-        level.stack = traceback.StackSummary.from_list([f for f in level.stack if not f.filename.startswith(ours)])
-        level = level.__cause__ or level.__context__
+    waiting: list[traceback.TracebackException | None] = [shown]
+    while waiting:
+        level = waiting.pop()
+        if level is not None:
+            kept = [frame for frame in level.stack if not frame.filename.startswith(ours)]
+            kept = list(itertools.dropwhile(lambda frame: frame.filename.startswith("<frozen importlib"), kept))
+            level.stack = traceback.StackSummary.from_list(kept)
+            waiting += [level.__cause__, level.__context__]
     sys.stderr.write("".join(shown.format()))

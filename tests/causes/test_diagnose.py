@@ -45,15 +45,16 @@ def test_worst_first_and_what_causes_others_before_them(sick):
 
 
 def test_thresholds_are_set_by_name(sick):
-    high = {f"vanishing_gradient.{name}": value for name, value in (("mild", 50), ("serious", "50"), ("fatal", 50.0))}
-    changed = diagnose(sick, thresholds=high)
+    names = zip(("mild", "serious", "fatal"), (50, "50", 50.0), strict=True)
+    changed = diagnose(sick, thresholds={f"vanishing_gradient.{name}": value for name, value in names})
     assert "vanishing_gradient" not in [finding.symptom for finding in changed.findings]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "error", "message"),
     [
-    high = {f"vanishing_gradient.{name}": value for name, value in zip(("mild", "serious", "fatal"), (50, "50", 50.0))}
+        ("mild", 1, UsageError,
+         "A threshold is written ID.name=value, such as vanishing_gradient.mild=1.5, not 'mild'."),
         ("vanishing_gradients.mild", 1, UnknownId,
          "There is no 'vanishing_gradients' among the symptoms; did you mean 'vanishing_gradient'?"),
         ("dead_units.wild", 1, UsageError,

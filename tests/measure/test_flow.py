@@ -130,3 +130,14 @@ def test_the_trunk_leaves_branches_out():
     assert profile.chain(sites, step) == [0, 1, 3]
     assert profile.chain(sites, forked) in ([0], [3])
     assert profile.layers(sites, step, 0) == 2
+
+
+def test_one_mean_written_as_a_function_is_pooling_but_a_chain_of_factors_is_not():
+    sites, step = chain([("activation", -0.2, -0.2, -0.5 * math.log10(64))])
+    assert profile.pooled(sites, step) == pytest.approx({0: -0.5 * math.log10(64), 1: -0.5 * math.log10(64), 2: 0.0})
+    sites, step = chain(
+        [("activation", -0.2, -0.2, -1.0), ("weight", 0.0, 0.0, -1.0), ("activation", -0.2, -0.2, -1.0)]
+    )
+    assert min(profile.pooled(sites, step).values()) == pytest.approx(-1.0)
+    sites, step = chain([("activation", -0.2, -0.2, -0.37)])
+    assert min(profile.pooled(sites, step).values()) == 0

@@ -6,7 +6,10 @@ import math
 
 import msgspec
 import pytest
+import torch
+from torch import nn
 
+from gradwell.journeys.check import measure
 from gradwell.journeys.diagnose import diagnose
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Event, OptimizerInfo, Run
@@ -154,7 +157,10 @@ def test_weights_that_are_nan_happened_earlier(check_run):
     params = {**run.steps[0].params, "weight_rms": [math.nan] * len(run.header.params)}
     broken = msgspec.structs.replace(run, steps=[msgspec.structs.replace(run.steps[0], params=params)])
     (finding,) = diagnose(broken).findings[:1]
-    assert "it happened earlier" in finding.summary
+    assert finding.summary == (
+        "the weights of hidden.0.weight and 5 more were not finite any more before the forward pass: it happened "
+        "before step 0"
+    )
 
 
 def test_a_gradient_overflow_under_a_loss_scaler_is_its_daily_work(check_run):
@@ -184,15 +190,43 @@ def test_one_sample_has_no_spread(check_run):
     assert reasons["rank_collapse"].startswith("a batch of one sample has no spread")
 
 
+class SigmoidStep(nn.Module):
+    """x + sigmoid(W x + b), all of W and b positive (the XOR tutorial of THEORY 2.1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + torch.sigmoid(self.linear(x))
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_the_residual_xor_net_has_a_saturated_output(check_run, seed):
-    """THEORY 2.1, trap 4: positive sigmoid increments push the output to 1; the profile is flat, |delta_out| tiny."""
-    config = NetConfig(
-        kind="mlp", depth=10, width=10, activation="softplus", init="uniform", gain=0.3, output_activation="sigmoid",
-        loss="mse", task="xor", batch_size=4, seed=seed,
-    )  # fmt: skip
-    symptoms = [finding.symptom for finding in diagnose(check_run(config)).findings]
-    assert "saturated_output" in symptoms
+def test_the_residual_xor_net_has_a_saturated_output_and_no_vanishing_profile(seed):
+    """Trap 4: ten positive increments push the output to 1.000; the profile is flat, |delta_out| itself is tiny."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Linear(2, 4), nn.Sigmoid(), *[SigmoidStep() for _ in range(10)], nn.Linear(4, 1), nn.Sigmoid()
+    )
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter)
+    batch = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0], [1.0], [1.0], [0.0]])
+    loss = lambda m, b: 0.5 * (m(b[0]) - b[1]).square().sum()  # noqa: E731
+    diagnosis = diagnose(measure(model, batch, loss, torch.optim.Adam(model.parameters())))
+    severities = {finding.symptom: finding.severity for finding in diagnosis.findings}
+    assert severities["saturated_output"] in {"serious", "fatal"}
+    assert "vanishing_gradient" not in severities
+    assert diagnosis.findings[0].symptom == "saturated_output"
+    conditions = {a.cause for a in diagnosis.causes(0)}
+    assert "shortcut_growth" in conditions
+
+
+def test_a_right_answer_is_no_saturated_output(train_run):
+    config = NetConfig(depth=2, init="he", output_activation="sigmoid", loss="mse", optimizer="Adam", lr=3e-3)
+    run = train_run(config, steps=300, every=20)
+    flat = run.steps[-1].at("saturated_frac", len(run.sites) - 1)
+    assert flat > 0.8
+    assert diagnose(run).verdict == "healthy"
 
 
 def test_a_run_in_training_ends_healthy(train_run):

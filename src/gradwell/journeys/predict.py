@@ -28,6 +28,8 @@ from gradwell.theory.quadrature import Floats
 SEVERITIES = ("mild", "serious", "fatal")
 CRITICAL = 0.01
 """chi within this of 1 counts as critical: a hundred layers for an e-fold of the squared norm."""
+SETTLING = 40
+"""Layers after which q is looked at: most nets have settled by then."""
 NORMS = ("", "batch", "layer", "rms")
 
 
@@ -80,13 +82,13 @@ class Prediction(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         steps = len(self.log10_gain_by_layer)
-        unit = "layers" if steps == self.depth else "steps"
+        unit = "layers" if steps == self.depth else "time steps"
         where = f"{steps} {unit} of {self.width} units, {self.activation}, init {self.init}"
         lines = [
-            f"{self.verdict}: {_effect(self.log10_gain)} ({where})",
+            f"{self.verdict}: {_effect(self.log10_gain, 'layer' if unit == 'layers' else 'step')} ({where})",
             f"  gain        {decades(self.log10_gain)} decades in all; a single net {decades(self.typical_log10_gain)} "
             f"+- {self.log10_gain_sd:.1f}",
-            f"  a layer     chi {self.chi:.4g} at q* {self.q_star:.4g}: {self.phase}",
+            f"  each        chi {self.chi:.4g} at q* {self.q_star:.4g}: {self.phase}",
             f"  reach       {_reach(self)}",
             f"  variances   sigma_w2 {self.sigma_w2:.4g}, sigma_b2 {self.sigma_b2:.4g}",
             f"  advice      {self.advice}",
@@ -94,12 +96,12 @@ class Prediction(msgspec.Struct, frozen=True):
         return "\n".join(lines)
 
 
-def _effect(gain: float) -> str:
+def _effect(gain: float, what: str) -> str:
     if not math.isfinite(gain):
-        return "no gradient reaches the first layer" if gain < 0 else "the gradient overflows"
+        return f"no gradient reaches the first {what}" if gain < 0 else "the gradient overflows"
     if abs(gain) < 0.3:
         return "the gradient keeps its size"
-    return f"the gradient is {times(gain)} {'smaller' if gain < 0 else 'larger'} at the first layer"
+    return f"the gradient is {times(gain)} {'smaller' if gain < 0 else 'larger'} at the first {what}"
 
 
 def _reach(p: Prediction) -> str:
@@ -136,20 +138,20 @@ def predict(
     """What happens to the gradient of a net of `depth` hidden layers, at its start, without building it.
 
     `sigma_w2`, `sigma_b2` replace the init's variances (fan_in Var W and Var b). `norm` is "batch", "layer" or "rms",
-    between linear layer and activation; `batch_size` counts for batch norm (None: infinite). `shortcut` is the scale a
-    of blocks x + a F(x), F = norm - linear - activation - linear, as the lab builds them: depth counts blocks.
-    `dropout` is the probability to drop a unit. `rnn` is a number of time steps: the net is then a recurrent one and the
+    between linear layer and activation; `batch_size` counts for batch norm (None: infinite). `shortcut` is the scale
+    a of blocks x + a F(x), F = norm - linear - activation - linear, as the lab builds them: depth counts blocks.
+    `dropout` is the probability to drop a unit. `rnn` is a number of time steps: the net is then recurrent and the
     gain is through time, its input white noise of `width` features. The input has second moment 1.
 
     Errors: UsageError for a value that means nothing, UnknownId for an id on no shelf.
-    When not to use it: for a real model with convolutions, attention or data far from second moment 1: `gradwell check`.
+    When not to use it: for a model with convolutions, attention or data far from second moment 1: `gradwell check`.
 
     >>> predict(50, "relu", "he").log10_gain
     0.0
     >>> predict(32, "tanh").verdict
     'fatal'
     """
-    _check(depth, width, norm, dropout, rnn, batch_size)
+    _check({"depth": depth, "width": width, "rnn": rnn, "batch_size": batch_size}, norm, dropout)
     unit, spread = _weights(activation, init, width, sigma_w2, sigma_b2)
     case = _Case(activation, unit, depth, width, spread, norm, batch_size, shortcut, 1 - dropout)
     flow = _flow(case, rnn)
@@ -190,15 +192,15 @@ class _Case(msgspec.Struct, frozen=True):
     keep: float
 
 
-def _check(depth: int, width: int, norm: str, dropout: float, rnn: int | None, batch: int | None) -> None:
-    for name, value in (("depth", depth), ("width", width), ("rnn", rnn), ("batch_size", batch)):
+def _check(counts: dict[str, int | None], norm: str, dropout: float) -> None:
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name} is a number of things and was given as {value}; give 1 or more.")
     if norm not in NORMS:
         raise UsageError(f"norm is 'batch', 'layer' or 'rms' and was given as {norm!r}; leave it out for none.")
     if not 0 <= dropout < 1:
         raise UsageError(f"dropout is the probability to drop a unit and was given as {dropout}; give 0 <= p < 1.")
-    if rnn is not None and norm:
+    if counts["rnn"] is not None and norm:
         raise UsageError("rnn with a norm is not in the theory; leave out one of them.")
 
 
@@ -226,21 +228,51 @@ def _flow(case: _Case, rnn: int | None) -> _Flow:
 
 
 def _plain(case: _Case) -> _Flow:
-    spread = case.spread
-    signal = meanfield.signal_by_layer(case.unit, case.depth, spread.sigma_w2, spread.sigma_b2, keep=case.keep)
-    q, chi, xi = _fixed(case.unit, spread.sigma_w2, spread.sigma_b2, case.keep)
-    _, sd = finite_width.log10_gain_spread(case.unit, [case.width] * case.depth, np.clip(signal.q, 1e-12, 1e12))
-    return _Flow(q, chi, xi, signal.log10_gain, sd, _phase(chi))
+    w2, b2 = case.spread.sigma_w2, case.spread.sigma_b2
+    q, gains = _signal(case.unit, case.depth, w2, b2, case.keep)
+    at, chi, xi = _fixed(case.unit, w2, b2, case.keep)
+    return _Flow(at, chi, xi, gains, _spread(case, q), _phase(chi))
+
+
+def _signal(unit: Nonlinearity, depth: int, w2: float, b2: float, keep: float) -> tuple[Floats, Floats]:
+    """q and the decades of each layer; the recursion stops where q has settled."""
+    first = min(depth, SETTLING)
+    signal = meanfield.signal_by_layer(unit, first, w2, b2, keep=keep)
+    if first < depth and abs(signal.q[-1] - signal.q[-2]) > 1e-13 * signal.q[-1]:
+        signal = meanfield.signal_by_layer(unit, depth, w2, b2, keep=keep)
+    rest = depth - signal.q.size
+    return np.pad(signal.q, (0, rest), mode="edge"), np.pad(signal.log10_gain, (0, rest), mode="edge")
+
+
+def _spread(case: _Case, q: Floats) -> float:
+    """sd of log10 gain over nets of this width: exact for identity and ReLU, else to leading order in 1/width."""
+    if case.activation in ("relu", "identity"):
+        _, variance = finite_width.log_gain(case.activation, case.width)
+        total = variance * q.size
+    else:
+        # variance of ln |J u|^2 a layer: (3 kappa - 1)/n, kappa = E phi'^4 / (E phi'^2)^2
+        found = meanfield.moments(case.unit, np.clip(q, 1e-12, 1e6))
+        kappa = found.fourth_slope / np.maximum(np.square(found.squared_slope), 1e-300)
+        total = float(np.sum((3 * np.clip(kappa, 1.0, 1e6) - 1) / case.width))
+    # ln |J u|^2 = 2 ln 10 log10 |J u|
+    return math.sqrt(total) / (2 * math.log(10))
 
 
 @lru_cache(maxsize=512)
 def _fixed(unit: Nonlinearity, sigma_w2: float, sigma_b2: float, keep: float) -> tuple[float, float, float]:
-    """q*, chi and the depth scale xi (of correlations where they settle, else of the gradient)."""
+    """q*, chi and the depth scale xi: that of correlations in the chaotic phase, of the gradient elsewhere.
+
+    In the ordered phase both are one number: c* = 1, where the slope of the c map is chi.
+    """
     if sigma_w2 == 0:
         return sigma_b2, 0.0, 0.0
-    found = meanfield.depth_scales(unit, sigma_w2, sigma_b2, keep=keep)
-    reach = found.trainable_depth / 6
-    return found.q_star, found.chi_perp, math.inf if math.isnan(reach) else abs(reach)
+    q = meanfield.fixed_point(unit, sigma_w2, sigma_b2, keep=keep)
+    chi = meanfield.chi_perp(unit, sigma_w2, q, keep=keep)
+    settled = 0 < q < 1e6 and unit.density is None and (keep < 1 or chi > 1 + CRITICAL)
+    if not settled:
+        return q, chi, abs(meanfield.depth_scale(chi))
+    reach = meanfield.depth_scales(unit, sigma_w2, sigma_b2, keep=keep).trainable_depth
+    return q, chi, abs(reach) / 6
 
 
 def _phase(chi: float) -> str:
@@ -260,13 +292,13 @@ def _normed(case: _Case) -> _Flow:
         first = spread.sigma_w2 / case.keep * float(found.squared_slope[0]) / (spread.sigma_w2 + spread.sigma_b2)
     gains = np.full(case.depth, 0.5 * math.log10(chi))
     gains[0] = 0.5 * math.log10(first)
-    _, sd = finite_width.log10_gain_spread(case.unit, [case.width] * case.depth, 1.0)
+    sd = _spread(case, np.ones(case.depth))
     return _Flow(1.0, chi, abs(meanfield.depth_scale(chi)), gains, sd, _phase(chi))
 
 
 def _needs_weights(spread: Variances) -> None:
     if not spread.sigma_w2 > 0:
-        raise UsageError("A norm divides by the spread of its input, and these weights are all zero; take another init.")
+        raise UsageError("A norm divides by the spread of its input, and these weights are zero; take another init.")
 
 
 def _residual(case: _Case) -> _Flow:
@@ -314,7 +346,7 @@ def _through_time(case: _Case, steps: int) -> _Flow:
     found = recurrent.rnn_through_time(
         case.unit, steps, spread.sigma_w2 / case.keep, sigma_u2=spread.sigma_w2, sigma_b2=2 * spread.sigma_b2
     )
-    _, sd = finite_width.log10_gain_spread(case.unit, [case.width] * steps, max(found.q_star, 1e-12))
+    sd = _spread(case, np.full(steps, found.q_star))
     return _Flow(found.q_star, found.chi, abs(found.xi), found.log10_gain, sd, _phase(found.chi))
 
 
@@ -345,19 +377,23 @@ def _bounds(symptom: str) -> tuple[float, ...]:
 def _advice(case: _Case, flow: _Flow, verdict: str, total: float, rnn: int | None) -> str:
     """One sentence: what to use instead, with its numbers."""
     if rnn is not None:
-        return _advice_rnn(verdict, total, rnn)
+        text = _advice_rnn(verdict, total, rnn)
+    elif verdict == "healthy" and not case.spread.mean_w:
+        text = f"Keep it: {_keep(case, flow)}."
+    else:
+        text = _advice_layers(case, flow, total)
+    return text
+
+
+def _advice_layers(case: _Case, flow: _Flow, total: float) -> str:
     if case.spread.mean_w:
         return (
             f"The weights have the mean {case.spread.mean_w:g}, which drives all units the same way and is outside "
             f"this theory; {_instead(case, 'use')}."
         )
-    if verdict == "healthy":
-        return f"Keep it: {_keep(case, flow)}."
-    if case.shortcut is not None:
+    if case.shortcut is not None and total > 0:
         scale = case.depth**-0.5
-        if total > 0:
-            return f"Scale the branches by 1/sqrt(depth) = {scale:.3g}, or put a layer norm at the start of each branch."
-        return "The branches add nothing to the trouble; look at the layers around them."
+        return f"Scale the branches by 1/sqrt(depth) = {scale:.3g}, or start each branch with a layer norm."
     if case.norm == "batch":
         return (
             f"Batch norm without shortcuts always explodes, here by a factor {math.sqrt(flow.chi):.3g} a layer; "
@@ -365,7 +401,8 @@ def _advice(case: _Case, flow: _Flow, verdict: str, total: float, rnn: int | Non
         )
     if case.norm:
         other = "batch norm, which removes the mean" if flow.chi < 1 else "shortcuts x + F(x)"
-        return f"This norm leaves chi = {flow.chi:.3g} whatever the init; use {other}, or {_instead(case, 'drop it and use')}."
+        instead = _instead(case, "drop it and use")
+        return f"This norm leaves chi = {flow.chi:.3g} whatever the init; use {other}, or {instead}."
     return f"{_instead(case, 'Use')}."
 
 
@@ -374,7 +411,7 @@ def _keep(case: _Case, flow: _Flow) -> str:
         return "the wiring carries the gradient at this depth"
     if flow.phase == "critical":
         return "this is the critical point, where gradients keep their size"
-    return f"at this depth the loss of chi = {flow.chi:.3g} a layer is small, but {_instead(case, 'deeper nets want')}"
+    return f"at this depth chi = {flow.chi:.3g} a layer costs little; {_instead(case, 'deeper nets want')}"
 
 
 @lru_cache(maxsize=128)
@@ -394,7 +431,7 @@ def _critical_words(activation: str) -> tuple[str, float, float] | None:
 def _instead(case: _Case, verb: str) -> str:
     """`use init 'he' (sigma_w2 = 2): chi = 1`."""
     if case.keep < 1 and case.activation == "relu":
-        return f"{verb} sigma_w2 = {2 * case.keep:.4g} (2 times the kept share), the critical point of ReLU with dropout"
+        return f"{verb} sigma_w2 = {2 * case.keep:.4g} (2 x the kept share), the critical point of ReLU with dropout"
     found = _critical_words(case.activation)
     if found is None:
         return f"{verb} another activation or batch norm, for {case.activation} has no stable critical point"
@@ -411,12 +448,12 @@ def _advice_rnn(verdict: str, total: float, steps: int) -> str:
         return f"Keep it for {steps} steps; for longer memories use an LSTM with forget bias {bias:.2g}."
     if total > 0:
         return (
-            f"Clip the gradient by its norm and start W_hh orthogonal; or use an LSTM with forget bias {bias:.2g}, whose "
-            f"cell path changes by {decades(cell)} decades in {steps} steps."
+            f"Clip the gradient by its norm and start W_hh orthogonal; or use an LSTM with forget bias {bias:.2g}, "
+            f"whose cell path changes by {decades(cell)} decades in {steps} steps."
         )
     return (
-        f"Use an LSTM with forget bias {bias:.2g} (chrono), whose cell path loses {abs(cell):.2f} decades in {steps} steps, "
-        "or start W_hh orthogonal with a small input."
+        f"Use an LSTM with forget bias {bias:.2g} (chrono), whose cell path loses {abs(cell):.2f} decades in {steps} "
+        "steps, or start W_hh orthogonal with a small input."
     )
 
 
@@ -468,4 +505,7 @@ def phase_diagram(
     )  # fmt: skip
 
 
-__all__ = ["PhaseDiagram", "Prediction", "phase_diagram", "predict", "severity"]
+PRELOADED = tuple(len(shelf(f"gradwell.{name}")) for name in ("theory.activations", "theory.inits", "symptoms"))
+"""The shelves are read with this module, so that the first call is as quick as the others."""
+
+__all__ = ["PRELOADED", "PhaseDiagram", "Prediction", "phase_diagram", "predict", "severity"]

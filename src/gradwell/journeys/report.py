@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import msgspec
 
 from gradwell.errors import UnreadableInput, UsageError
 from gradwell.records.run import Run, RunWriter, event_line, header_line, load, step_line
@@ -56,17 +58,23 @@ def _name(script: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", re.sub(r"\.pyc?(:\w+)?$", "", Path(script).name)).strip("-.") or "run"
 
 
-def _unused(folder: Path) -> Path:
+def _unused(wanted: Path) -> Path:
     """Make the folder under its name or a numbered one: several ranks may start in the same second."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    folder = wanted
     for n in itertools.count(2):
         try:
             folder.mkdir()
         except FileExistsError:
-            folder = folder.with_name(f"{folder.name.removesuffix(f'-{n - 1}') if n > 2 else folder.name}-{n}")
+            folder = wanted.with_name(f"{wanted.name}-{n}")
         else:
             break
     return folder
+
+
+def of(run: Run, argv: Sequence[str]) -> Run:
+    """The same run under the words that the person typed."""
+    return msgspec.structs.replace(run, header=msgspec.structs.replace(run.header, argv=list(argv)))
 
 
 def write_run(run: Run, folder: Path, *, say: Callable[[str], None]) -> None:
@@ -103,7 +111,8 @@ def write_results(
         wanted.append((Path(html), page))
     if csv is not None:
         wanted.append((Path(csv), lambda: profile_csv(diagnosis).encode()))
-    return all([_written(path, content, say) for path, content in wanted])
+    done = [_written(path, content, say) for path, content in wanted]
+    return all(done)
 
 
 def _written(path: Path, content: Callable[[], bytes], say: Callable[[str], None]) -> bool:

@@ -19,22 +19,24 @@ from gradwell.records.run import (
     Header,
     Run,
     RunWriter,
-    Site,
     Step,
     event_line,
     header_line,
+    optimizer_line,
+    param_line,
     site_line,
     step_line,
 )
+from gradwell.records.text import render_line
 from gradwell.records.verdict import Diagnosis
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """How a script ended, what was diagnosed, and the run folder (None when it could not be written)."""
+    """How a script ended, its record, and what was diagnosed."""
 
     ending: host.Ending
+    run: Run
     diagnosis: Diagnosis
-    folder: str | None
 
 
 class Log:
@@ -46,46 +48,56 @@ class Log:
         self.events: list[Event] = []
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S")
         self.monitor: Monitor | None = None
+        self.on_step: Callable[[], None] | None = None
         self._argv = list(argv)
-        self._header: Header | None = None
-        self._say = say
         self._writer = RunWriter(folder / "run.jsonl", say) if folder is not None else None
-        self.on_step: Callable[[Run], None] | None = None
+        self._written: Header | None = None
+        self._early: list[Event] = []
 
     def __call__(self, item: Step | Event) -> None:
         """Take a finished step or an event."""
-        self._write_header()
         if isinstance(item, Event):
             self.events.append(item)
-            self._write(event_line(item))
+            if self._written is None:  # it waits for the header, which waits until sites and parameters are known
+                self._early.append(item)
+            else:
+                self._write(event_line(item))
             return
-        for site in self._fresh_sites():
-            self._write(site_line(site))
+        self._write_header()
         self.steps.append(item)
         self._write(step_line(item))
         if self.on_step is not None:
-            self.on_step(self.run())
-
-    def _fresh_sites(self) -> list[Site]:
-        assert self.monitor is not None
-        return self.monitor.recorder.appeared()
+            self.on_step()
 
     def _write_header(self) -> None:
-        if self._header is None and self.monitor is not None:
-            self._header = self.monitor.recorder.header(argv=self._argv, started=self.started, seed=_seed())
-            self.monitor.recorder.appeared()
-            self._write(header_line(self._header))
+        """The header or, later, a line for everything that has come since."""
+        known, now = self._written, self._header()
+        self._written = now
+        if known is None:
+            self._write(header_line(now))
+            for event in self._early:
+                self._write(event_line(event))
+            return
+        for site in now.sites[len(known.sites) :]:
+            self._write(site_line(site))
+        for param in now.params[len(known.params) :]:
+            self._write(param_line(param))
+        for optimizer in now.optimizers[len(known.optimizers) :]:
+            self._write(optimizer_line(optimizer))
 
     def _write(self, line: bytes) -> None:
         if self._writer is not None:
             self._writer.write(line)
 
+    def _header(self) -> Header:
+        assert self.monitor is not None
+        return self.monitor.recorder.header(argv=self._argv, started=self.started, seed=_seed())
+
     def run(self) -> Run:
         """The run as it stands."""
         assert self.monitor is not None
-        header = self.monitor.recorder.header(argv=self._argv, started=self.started, seed=_seed())
         folder = str(self.folder) if self.folder is not None else None
-        return Run(header, list(self.steps), list(self.events), folder=folder, overhead=self.monitor.overhead)
+        return Run(self._header(), list(self.steps), list(self.events), folder=folder, overhead=self.monitor.overhead)
 
     def close(self, ending: host.Ending) -> Run:
         """Write the last event and hand over the whole run."""
@@ -97,6 +109,7 @@ class Log:
             "micro_steps": self.monitor.micro_steps,
             "overhead": self.monitor.overhead,
         }
+        self._write_header()
         self(Event("ended", self.monitor.steps, detail))
         if self._writer is not None:
             self._writer.close()
@@ -111,33 +124,43 @@ def run_script(
     steps: int | None = None,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     finish: Callable[[RunResult], None] = lambda _: None,
     ignore: Sequence[str] = (),
     thresholds: Mapping[str, Any] | None = None,
 ) -> host.Ending:
     """Run a script (or with `module` a module) as plain python would and diagnose its training.
 
-    `steps` stops it after so many training steps. `say` takes single lines for the person at the terminal, among
-    them the checkup after the first sampled steps; `finish` takes the result when the script has ended, for
-    whatever reason. Returns how the script ended.
+    `steps` stops it after so many training steps. `say` takes the checkup line after the first sampled steps, `warn`
+    what went wrong with the measuring; `finish` takes the result when the script has ended, for whatever reason.
+    Returns how the script ended.
     """
     construction = Construction()
-    log = Log(folder, argv=[target, *args], say=say)
+    log = Log(folder, argv=[target, *args], say=warn)
     monitor = Monitor(
         Names(construction),
         sink=log,
         max_steps=steps,
-        on_failure=lambda text: say(f"gradwell stopped measuring ({text}); the training goes on."),
+        on_failure=lambda text: warn(f"stopped measuring ({text}); the training goes on."),
     )
     log.monitor = monitor
-    log.on_step = _checkup(say, ignore, thresholds or {})
+    judged: dict[str, Any] = {"ignore": ignore, "thresholds": thresholds or {}}
+    log.on_step = lambda: _checkup(log, say, **judged)
 
-    def on_end(ending: host.Ending) -> None:
+    def conclude(ending: host.Ending) -> None:
         monitor.remove()
         construction.off()
         run = log.close(ending)
-        diagnosis = diagnose(run, ignore=ignore, thresholds=thresholds or {})
-        finish(RunResult(ending, diagnosis, run.folder))
+        finish(RunResult(ending, run, diagnose(run, **judged)))
+
+    def on_end(ending: host.Ending) -> None:
+        record = f"; the record is in {folder}, `gradwell report` reads it" if folder is not None else ""
+        try:
+            conclude(ending)
+        except KeyboardInterrupt:  # a second Ctrl-C: the script still ends as after the first
+            warn(f"the diagnosis was interrupted{record}.")
+        except Exception as problem:  # a fault of ours never changes how the script ends
+            warn(f"the diagnosis failed ({type(problem).__name__}: {problem}){record}.")
 
     start = host.run_module if module else host.run_script
     construction.on()
@@ -149,16 +172,10 @@ def run_script(
         construction.off()
 
 
-def _checkup(say: Callable[[str], None], ignore: Sequence[str], thresholds: Mapping[str, Any]) -> Callable[[Run], None]:
+def _checkup(log: Log, say: Callable[[str], None], **judged: Any) -> None:
     """One line after the first sampled steps."""
-
-    def on_step(run: Run) -> None:
-        if len(run.steps) == FIRST:
-            from gradwell.records.text import render_line
-
-            say(f"checkup after {FIRST} steps: {render_line(diagnose(run, ignore=ignore, thresholds=thresholds))}")
-
-    return on_step
+    if len(log.steps) == FIRST:
+        say(f"checkup after {FIRST} steps: {render_line(diagnose(log.run(), **judged))}")
 
 
 def _seed() -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -32,8 +33,9 @@ class Target(msgspec.Struct, frozen=True):
 def load_target(text: str) -> Target:
     """Import the module and call the function.
 
-    Raises `UsageError` or `UnreadableInput` with one sentence when the target cannot be found or returns something
-    else, `UsersException` when the user's own code raises.
+    The module's folder (for `package.module` the working directory) becomes `sys.path[0]`, as python does for a
+    script, and stays there: the function may import more. Raises `UsageError` or `UnreadableInput` with one sentence
+    when the target cannot be found or returns something else, `UsersException` when the user's own code raises.
     """
     where, colon, name = text.rpartition(":")
     if not colon or not where or not name.isidentifier():
@@ -44,15 +46,29 @@ def load_target(text: str) -> Target:
     module = _module(where)
     function = getattr(module, name, None)
     if not callable(function):
-        offered = ", ".join(
-            n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__
-        )
+        offered = ", ".join(key for key, value in vars(module).items() if _is_own_function(value, module))
         raise UnreadableInput(f"{where} has no function {name!r}; it has {offered or 'none'}.")
+    _require_no_arguments(function, text)
     try:
         value = function()
     except Exception as problem:
         raise UsersException from problem
     return _unpack(value, text)
+
+
+def _is_own_function(value: Any, module: ModuleType) -> bool:
+    return callable(value) and getattr(value, "__module__", "") == module.__name__
+
+
+def _require_no_arguments(function: Any, text: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind()
+    except TypeError as problem:
+        raise UsageError(f"{text} is called without arguments: {problem}; write a function that needs none.") from None
 
 
 def _unpack(value: Any, text: str) -> Target:
@@ -77,25 +93,25 @@ def _unpack(value: Any, text: str) -> Target:
 def _module(where: str) -> ModuleType:
     if where.endswith(".py") or "/" in where:
         return _module_of_file(Path(where))
+    if not all(part.isidentifier() for part in where.split(".")):
+        raise UsageError(f"{where!r} names neither a file that ends in .py nor a module; write file.py:function.")
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as problem:
-        if problem.name and where.split(".", maxsplit=1)[0] == problem.name.split(".")[0]:
+        if problem.name is not None and f"{where}.".startswith(f"{problem.name}."):
             raise UnreadableInput(
                 f"No module named {where!r} from here; name a file as path/to/file.py:function."
             ) from None
         raise UsersException from problem
     except Exception as problem:
         raise UsersException from problem
-    finally:
-        sys.path.remove(str(Path.cwd()))
 
 
 def _module_of_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UnreadableInput(f"No file {path}; name the file that holds the function.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
     if spec is None or spec.loader is None:
         raise UnreadableInput(f"{path} is no Python file; name a file that ends in .py.")
     module = importlib.util.module_from_spec(spec)
@@ -105,6 +121,4 @@ def _module_of_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as problem:
         raise UsersException from problem
-    finally:
-        sys.path.remove(str(path.resolve().parent))
     return module

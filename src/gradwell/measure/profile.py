@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from statistics import median_low
 
 import msgspec
@@ -67,17 +68,39 @@ def pooled(sites: Sequence[Site], step: Step) -> dict[int, float]:
     """Decades (0 or negative) that pooling and its kin take between each site and the output.
 
     An average over P positions divides the gradient's norm by sqrt(P) and does no harm: weight gradients add up over
-    the positions. Recurrent layers are not counted.
+    the positions. Pooling modules count, and one mean written as a function. Recurrent layers do not.
     """
     taken: dict[int, float] = {}
     total = 0.0
+    mean_above, by_mean = _mean(sites, step)
     for i in reversed(between(sites, step)):
+        total += by_mean if i == mean_above else 0.0
         taken[i] = min(total, 0.0)
         flow, gain = step.at("flow", i), step.at("leaf_gain", i)
         harmless = sites[i].role not in ("weight", "activation", "norm") and sites[i].kind not in RECURRENT
         if harmless and flow and gain is not None and math.isfinite(gain):
             total += flow * gain
     return taken
+
+
+def _mean(sites: Sequence[Site], step: Step) -> tuple[int | None, float]:
+    """The trunk site behind which a function averages over positions, and the decades that it takes.
+
+    `x.mean(1)` is no site; it shows as a gap of exactly -1/2 log10(P), P a whole number, between what one site sends
+    on and what arrives at the one before. A product with a number can look the same, so that only one gap counts.
+    """
+    way = trunk(sites, step)
+    found: list[tuple[float, int]] = []
+    for below, above in pairwise(way):
+        arrived, there, gain = log10_gain(step, below), log10_gain(step, above), step.at("leaf_gain", above)
+        if arrived is None or there is None or gain is None or not math.isfinite(arrived - there - gain):
+            continue
+        gap = arrived - there - gain
+        positions = 10 ** min(-2 * gap, 9.0)
+        if positions > 1.5 and abs(positions / round(positions) - 1) < 1e-4:
+            found.append((gap, below))
+    gap, site = min(found, default=(0.0, -1))
+    return (site, gap) if found else (None, 0.0)
 
 
 def layers(sites: Sequence[Site], step: Step, index: int) -> int:

@@ -2,16 +2,17 @@
 
 Sizes are per element (RMS) except `delta_norm`, the L2 norm of dLoss/d(site output) per sample, root mean
 square over the batch. A missing number is None. `run.jsonl`: line 1 the header, then one line a sampled
-step (columnar: one array for each column over the sites or params), a line for each site that appears
-later, and a line for each event. Every line is written whole and flushed, so that a kill loses at most
-the step in flight; a torn last line is ignored when reading.
+step (columnar: one array for each column over the sites or params), a line for each site, parameter or
+optimizer that appears later, and a line for each event. Every line is written whole and flushed, so that
+a kill loses at most the step in flight; a torn last line is ignored when reading.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,31 +206,51 @@ def site_line(site: Site) -> bytes:
     return msgspec.json.encode({"new_site": msgspec.to_builtins(site)}) + b"\n"
 
 
+def param_line(param: Param) -> bytes:
+    """A parameter that appeared after the header was written."""
+    return msgspec.json.encode({"new_param": msgspec.to_builtins(param)}) + b"\n"
+
+
+def optimizer_line(optimizer: OptimizerInfo) -> bytes:
+    """An optimizer that appeared after the header was written."""
+    return msgspec.json.encode(to_json({"new_optimizer": msgspec.to_builtins(optimizer)})) + b"\n"
+
+
 def load(path: str | Path) -> Run:
     """Read a run from its folder or from its `run.jsonl`, also while it is still being written.
 
-    Raises `UnreadableInput` when there is no such file or when line 1 is not a header.
+    Raises `UnreadableInput` when there is no such file, when line 1 is not a header or when a later line is damaged.
     """
     file = Path(path)
-    file = file / "run.jsonl" if file.is_dir() else file
-    if not file.exists():
-        raise UnreadableInput(f"No run at {path}: there is no {file.name}; name a folder written by `gradwell run`.")
     try:
+        file = file / "run.jsonl" if file.is_dir() else file
         lines = file.read_bytes().split(b"\n")
-    except OSError as problem:
-        raise UnreadableInput(f"Cannot read {file}: {problem.strerror}; check the file's permissions.") from None
+    except FileNotFoundError:
+        raise UnreadableInput(
+            f"No run at {path}: there is no {file.name}; name a folder written by `gradwell run`."
+        ) from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise UnreadableInput(f"Cannot read {file}: {reason}; name a folder written by `gradwell run`.") from None
+    if lines == [b""]:
+        raise UnreadableInput(f"{file} is still empty: no step has been recorded yet; wait for the first one.")
     header = _read_header(lines[0], file)
     steps: list[Step] = []
     events: list[Event] = []
     for number, line in enumerate(lines[1:-1], start=2):  # what follows the last newline is torn or empty
-        _read_line(line, header, steps, events, where=f"{file}, line {number}")
+        try:
+            _read_line(line, header, steps, events)
+        except (msgspec.MsgspecError, TypeError, ValueError, AttributeError) as problem:
+            raise UnreadableInput(
+                f"{file}, line {number} is damaged ({problem}); remove that line to read the others."
+            ) from None
     return Run(header, steps, events, folder=str(file.parent), overhead=_overhead(events))
 
 
 def _read_header(line: bytes, file: Path) -> Header:
     try:
         header = msgspec.json.decode(line, type=Header)
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, ValueError) as problem:
         raise UnreadableInput(f"{file} is no run: line 1 is not a header ({problem}); name a `run.jsonl`.") from None
     if header.schema > SCHEMA:
         raise UnreadableInput(
@@ -238,22 +259,28 @@ def _read_header(line: bytes, file: Path) -> Header:
     return header
 
 
-def _read_line(line: bytes, header: Header, steps: list[Step], events: list[Event], *, where: str) -> None:
-    try:
-        fields = msgspec.json.decode(line)
-    except msgspec.MsgspecError as problem:
-        raise UnreadableInput(f"{where}: not a line of JSON ({problem}); the file was damaged after writing.") from None
+def _read_line(line: bytes, header: Header, steps: list[Step], events: list[Event]) -> None:
+    fields = msgspec.json.decode(line, type=dict[str, Any])
     if "new_site" in fields:
         header.sites.append(msgspec.convert(fields["new_site"], Site))
+    elif "new_param" in fields:
+        header.params.append(msgspec.convert(fields["new_param"], Param))
+    elif "new_optimizer" in fields:
+        header.optimizers.append(msgspec.convert(fields["new_optimizer"], OptimizerInfo))
     elif "event" in fields:
-        events.append(msgspec.convert(fields, Event))
+        event = msgspec.convert(fields, Event)
+        events.append(msgspec.structs.replace(event, detail={k: _number(v) for k, v in event.detail.items()}))
     else:
         columns = {name: [from_json(x) for x in fields.pop(name)] for name in list(fields) if _is_column(fields[name])}
-        scalars = {name: from_json(x) if isinstance(x, str) else x for name, x in fields.items()}
-        step = msgspec.convert(scalars, Step)
+        step = msgspec.convert({name: _number(value) for name, value in fields.items()}, Step)
         sites = {name: columns[name] for name in columns if name not in PARAM_COLUMNS}
         params = {name: columns[name] for name in columns if name in PARAM_COLUMNS}
         steps.append(msgspec.structs.replace(step, sites=sites, params=params))
+
+
+def _number(value: Any) -> Any:
+    """A non-finite number back from its name; everything else as it is."""
+    return from_json(value) if value in ("nan", "inf", "-inf") else value
 
 
 def _is_column(value: Any) -> bool:
@@ -267,30 +294,37 @@ def _overhead(events: Iterable[Event]) -> float | None:
 class RunWriter:
     """Writes `run.jsonl` line by line; a failing disk is told once and never stops the training."""
 
-    def __init__(self, file: Path, on_failure: Any = None) -> None:
+    def __init__(self, file: Path, on_failure: Callable[[str], None] | None = None) -> None:
         self._file = file
         self._on_failure = on_failure
-        self._stream: Any = None
+        self._stream: io.FileIO | None = None
         self._failed = False
 
     def write(self, line: bytes) -> None:
-        """Append one whole line and flush it."""
+        """Append one whole line; it is with the operating system when this returns."""
         if self._failed:
             return
         try:
             if self._stream is None:
                 self._stream = self._file.open("wb", buffering=0)
-            self._stream.write(line)
+            while line:  # a disk that is filling up takes a part and refuses the rest
+                line = line[self._stream.write(line) :]
         except OSError as problem:
-            self._failed = True
-            if self._on_failure is not None:
-                self._on_failure(f"Cannot write {self._file}: {problem.strerror}; the training goes on unrecorded.")
+            self._fail(problem)
 
     def close(self) -> None:
         """Close the file."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        try:
+            if stream is not None:
+                stream.close()
+        except OSError as problem:
+            self._fail(problem)
+
+    def _fail(self, problem: OSError) -> None:
+        told, self._failed = self._failed, True
+        if self._on_failure is not None and not told:
+            self._on_failure(f"Cannot write {self._file}: {problem.strerror}; the training goes on unrecorded.")
 
 
 def finite(values: Sequence[float | None]) -> list[float]:
@@ -300,5 +334,6 @@ def finite(values: Sequence[float | None]) -> list[float]:
 
 __all__ = [
     "PARAM_COLUMNS", "SCHEMA", "SITE_COLUMNS", "Column", "Event", "Header", "OptimizerInfo", "Param", "Run",
-    "RunWriter", "Site", "Step", "event_line", "finite", "header_line", "load", "site_line", "step_line",
+    "RunWriter", "Site", "Step", "event_line", "finite", "header_line", "load", "optimizer_line", "param_line",
+    "site_line", "step_line",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from gradwell.records.verdict import Prescription, Remedy
 from gradwell.shelf import Page
 
 MOST_PLACES = 4
-NOT_TRIED = "expected, not yet tried"
+NOT_TRIED = "not yet tried"
 
 
 def advise(

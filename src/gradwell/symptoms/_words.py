@@ -77,6 +77,11 @@ def judged_at(step: Step) -> Evidence:
     return Evidence("measured at", step.step, "step")
 
 
+def over_layers(count: int) -> str:
+    """`, 12 layers` to end a clause about the way from the output to a place; nothing where no layer lies between."""
+    return f", {layers_word(count)}" if count > 0 else ""
+
+
 def layers_word(count: int) -> str:
     """`1 layer`, `12 layers`."""
     return f"{count} layer{'s' if count != 1 else ''}"

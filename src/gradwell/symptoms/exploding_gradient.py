@@ -16,9 +16,9 @@ from gradwell.symptoms._words import (
     bound_of,
     grade,
     judged_at,
-    layers_word,
     milder,
     needs_depth,
+    over_layers,
     place,
     span,
     where,
@@ -120,6 +120,6 @@ def _places(run: Run, step: Step) -> list[Where]:
 def _summary(run: Run, step: Step, value: float) -> str:
     worst = _worst(run, step)
     assert step.output is not None
-    count = layers_word(layers(run.sites, step, worst))
+    count = over_layers(layers(run.sites, step, worst))
     way = f"from {run.sites[step.output].site or 'the output'} to {place(run.sites[worst])}"
-    return f"{way} the gradient grows by {decades(value, signed=False)} decades ({times(value)}), {count}"
+    return f"{way} the gradient grows by {decades(value, signed=False)} decades ({times(value)}){count}"

@@ -58,9 +58,10 @@ def nonfinite_value(run: Run) -> Iterator[Finding]:
     if broken:
         step, birth = broken[0]
         first = min([step.step, *(event.step for event in events)])
-        earlier = f"; the loss was already {events[0].detail.get('loss')} at step {first}" if first < step.step else ""
         evidence = [birth.evidence, judged_at(step)]
-        text = f"{birth.words} at step {step.step}{earlier}"
+        text = f"{birth.words} {birth.when} step {step.step}"
+        if first < step.step:
+            text = f"the loss is {events[0].detail.get('loss')} at step {first}, which was not sampled; then {text}"
         yield Finding("nonfinite_value", "fatal", birth.where, first, broken[-1][0].step, evidence, text)
     elif events:
         value = events[0].detail.get("loss")
@@ -77,6 +78,7 @@ class _Birth(msgspec.Struct, frozen=True):
     words: str
     evidence: Evidence
     scaled: bool = False
+    when: str = "at"
 
 
 def _birth(run: Run, step: Step) -> _Birth | None:
@@ -103,8 +105,9 @@ def _from_weights(run: Run, weights: list[int]) -> _Birth:
     names = [run.header.params[i].name for i in weights]
     owners = [where(site) for site in _sites(run) if site.site == run.header.params[weights[0]].site][:1]
     several = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
-    words = f"the weights of {several} were not finite before the forward pass: it happened earlier, seen"
-    return _Birth(owners, words, Evidence("parameters not finite", float(len(names)), "parameters"))
+    words = f"the weights of {several} were not finite any more before the forward pass: it happened"
+    evidence = Evidence("parameters not finite", float(len(names)), "parameters")
+    return _Birth(owners, words, evidence, when="before")
 
 
 def _sites(run: Run) -> list[Site]:

@@ -27,15 +27,14 @@ HEALTHY = (
 
 
 def saturated_output(
-    run: Run, *, share: float = 0.9, mild: float = 2.0, serious: float = 3.0, fatal: float = 6.0
+    run: Run, *, share: float = 0.9, mild: float = 1.8, serious: float = 2.3, fatal: float = 5.5
 ) -> Iterator[Finding]:
     """The output's own activation is flat although the answers are wrong, so that no gradient enters the net at all.
 
     What it does to training:
         A sigmoid at 0.99999 with target 0 is as wrong as can be, and under a squared error its gradient is 1e-5:
-        nothing tells the net so. The depth profile can look flat and healthy, since it only compares layers with the
-        output,
-        and Adam rescales what is left, slowly.
+        nothing tells the net so. The depth profile can look flat and healthy, since it only compares layers with
+        the output, and Adam rescales what is left, slowly.
 
     How it is measured:
         A site after the last weight layer is saturated in at least `share` of its elements (where measured), and

@@ -16,9 +16,9 @@ from gradwell.symptoms._words import (
     bound_of,
     grade,
     judged_at,
-    layers_word,
     milder,
     needs_depth,
+    over_layers,
     place,
     span,
     where,
@@ -182,14 +182,14 @@ class _Judge:
     def _summary(self, whole: Course, worst: int, book: Ledger | None) -> str:
         sites, step = self.run.sites, whole.last_step
         assert step.output is not None
-        count = layers_word(layers(sites, step, worst))
+        count = over_layers(layers(sites, step, worst))
         way = f"from {sites[step.output].site or 'the output'} to {place(sites[worst])}"
         if whole.end != math.inf:
             text = f"{way} the gradient shrinks by {decades(whole.end, signed=False)} decades ({times(whole.end)})"
-            return f"{text}, {count}{self._culprit_words(book)}"
+            return f"{text}{count}{self._culprit_words(book)}"
         dtype = f" in {self.run.header.dtype}" if self.run.header.dtype else ""
         before = f", after a loss of {decades(book.total, signed=False)} decades" if book is not None else ""
-        return f"{way} the gradient becomes exactly 0{dtype} (underflow){before}, {count} from the output"
+        return f"{way} the gradient becomes exactly 0{dtype} (underflow){before}{count}"
 
     def _culprit_words(self, book: Ledger | None) -> str:
         named = [f"{self.run.sites[i].site} alone takes {decades(d, signed=False)}" for i, d in _taken(book)]

@@ -1,0 +1,48 @@
+"""What DESIGN section 1 promises to other people's scripts, as data."""
+
+import re
+
+HEADER = "schema tool torch python device dtype argv started seed optimizers sites params columns".split()
+SITE = "site kind call order root source".split()
+PARAM = "name site shape group".split()
+STEP = "step micro_steps time_s loss loss_scale grad_norm".split()
+SITE_COLUMNS = "act_rms act_mean delta_norm zero_frac dead_frac saturated_frac nonfinite".split()
+PARAM_COLUMNS = "weight_rms grad_rms update_rms grad_nonfinite grad_underflow_frac".split()
+
+DIAGNOSIS = (
+    "schema tool header verdict findings attributions prescriptions not_checked notes profile overhead".split()
+)
+FINDING = "symptom severity where first_step last_step evidence summary".split()
+WHERE = "site kind source".split()
+EVIDENCE = "quantity value unit bound".split()
+ATTRIBUTION = "finding cause kind decades share summary".split()
+PRESCRIPTION = "remedies expected in_your_code".split()
+REMEDY = "id settings".split()
+NOT_CHECKED = "symptom reason".split()
+PROFILE = "root site kind call order step act_rms delta_norm log10_gain zero_frac nonfinite".split()
+OVERHEAD = "fraction sampled_steps steps".split()
+VERDICTS = {"healthy", "mild", "serious", "fatal", "undecided"}
+
+IDS = {
+    "symptoms": """vanishing_gradient exploding_gradient vanishing_through_time exploding_through_time nonfinite_value
+        dead_units saturated_units saturated_output symmetric_units rank_collapse unreached_parameter oversized_update
+        undersized_update gradient_underflow slow_loss loss_plateau oscillating_loss loss_spike diverging_loss""",
+    "causes": """activation_slope weight_gain normalization_gain between_modules other_layers unexplained
+        depth_without_shortcut shortcut_growth long_unroll learning_rate input_scale loss_scale low_precision
+        symmetric_init detached_graph bad_batch""",
+    "remedies": """swap_activation reinit add_norm add_shortcut scale_residual clip_norm clip_value adaptive_clip
+        sign_update switch_optimizer scale_lr warmup weight_decay dropout gate_recurrence orthogonal_recurrence
+        truncate_bptt temporal_regularizer auxiliary_loss standardize_input loss_scaling skip_bad_batch""",
+    "activations": """identity relu leaky_relu prelu elu selu celu gelu silu mish hardswish softplus sigmoid
+        hard_sigmoid tanh hardtanh softsign erf sin exp maxout""",
+    "inits": """torch_default xavier he lecun orthogonal lsuv critical centred_sigmoid delta_orthogonal identity fixup
+        zeros uniform normal""",
+}
+IDS = {shelf: set(re.split(r"\s+", words)) for shelf, words in IDS.items()}
+EXTRA = {"activations": {"gelu_tanh", "lecun_tanh", "relu6"}}
+"""On the shelf beyond the contract, which may be added to."""
+
+
+def missing(found: dict, wanted: list[str]) -> list[str]:
+    """The promised keys that are not there."""
+    return [key for key in wanted if key not in found]
