@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradwell.errors import UnknownId, UsageError
 from gradwell.report import figures as drawing
-from gradwell.report.lessons import cell, page_html
+from gradwell.report.lessons import Content, cell, page_html
 from gradwell.shelf import Entry, shelf
 
 PACKAGE = "gradwell.lab.experiments"
@@ -117,7 +117,7 @@ def find(name: str) -> Entry:
     try:
         return shelf(PACKAGE)[name.replace("-", "_")]
     except UnknownId as problem:
-        raise UnknownId(str(problem).replace("_", "-").replace("gradwell list", "gradwell list")) from None
+        raise UnknownId(str(problem).replace("_", "-")) from None
 
 
 def run_experiment(
@@ -141,7 +141,8 @@ def run_experiment(
     console = Console(stderr=True)
     say(f"{_shown(entry.id)}: {entry.page.title}")
     started = time.perf_counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
+    percent = TextColumn("{task.percentage:>3.0f}%")
+    columns = (TextColumn("{task.description}"), BarColumn(), percent, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         found: Outcome = entry(Ask(quick, depth, seeds, epochs, say, progress))
     say(f"\n{found}\n")
@@ -172,7 +173,8 @@ def write(entry: Entry, found: Outcome, *, out: str | Path | None = None, html: 
         for table in found.tables:
             written.append(_put(folder / f"{_slug(table.name)}.csv", table.to_csv().encode()))
         for key, spec in found.figures.items():
-            written.append(_put(folder / f"{_slug(key)}.svg", drawing.to_svg(spec, name=_slug(key), paper=True).encode()))
+            svg = drawing.to_svg(spec, name=_slug(key), paper=True)
+            written.append(_put(folder / f"{_slug(key)}.svg", svg.encode()))
             written.append(_put(folder / f"{_slug(key)}.png", drawing.to_png(spec)))
         written.append(_put(folder / f"{_shown(entry.id)}.html", page(entry, found).encode()))
     if html is not None:
@@ -189,9 +191,10 @@ def _put(path: Path, content: bytes) -> Path:
 def page(entry: Entry, found: Outcome) -> str:
     """The one-file page of an experiment that has run."""
     tables = [(t.name, t.columns, [[cell(value) for value in row] for row in t.rows]) for t in found.tables]
-    return page_html(
+    content = Content(
         _shown(entry.id), entry.page.title, entry.page.blocks, found.lines, tables, found.figures, found.deviations
     )
+    return page_html(content)
 
 
 def _slug(name: str) -> str:

@@ -430,7 +430,7 @@ def clip_by_norm(nets: Replicas, max_norm: float) -> None:
     """Scale the gradient of each replica to at most `max_norm`; coef = max_norm / (total + 1e-6), as torch."""
     coef = np.minimum(max_norm / (nets.gradient_norms() + 1e-6), 1.0)
     for grad in nets.matrix_grads:
-        grad *= coef[:, None, None]
+        np.multiply(grad, coef[:, None, None], out=grad)
 
 
 # -- XOR -----------------------------------------------------------------------------------------------
@@ -512,8 +512,9 @@ def train_xor(
     return XorRun(learnt, solved, final, epoch, course, outputs(nets, XOR_INPUTS)[:, :, 0])
 
 
-def _epochs(nets: Replicas, update: Update, full_batch: bool, clip_norm: float | None) -> Iterator[Floats]:  # noqa: FBT001
-    points = [(XOR_INPUTS, XOR_TARGETS)] if full_batch else [(XOR_INPUTS[i : i + 1], XOR_TARGETS[i]) for i in range(4)]
+def _epochs(nets: Replicas, update: Update, full_batch: bool, clip_norm: float | None) -> Iterator[Floats]:
+    single = [(XOR_INPUTS[i : i + 1], XOR_TARGETS[i]) for i in range(4)]
+    points = [(XOR_INPUTS, XOR_TARGETS)] if full_batch else single
     parameters, gradients = nets.parameters, nets.gradients
     while True:
         total = np.zeros(nets.replicas)

@@ -79,7 +79,7 @@ def lines(
     has_nan = any(math.isnan(v) or v == math.inf for c in named for v in c.y)
     bottom, top = low - strip * has_zero, high + strip * has_nan
     scales = {"x": _x_axis(named, x, log=log_x), "y": _y_axis(y, bottom, top, low, high)}
-    layers: list[Spec] = []
+    layers: list[Spec | None] = []
     layers += _strips(low, bottom, "exactly 0" if has_zero else "", scales)
     layers += _strips(top, high, "not finite" if has_nan else "", scales)
     layers += [_rule(name, at) for name, at in (marks or {}).items() if low <= at <= high]
@@ -252,11 +252,10 @@ def bars(
     pad = (high - low or 1.0) * 0.09
     scale = {"domain": [low - pad * (low < 0), high + pad], "nice": False}
     y: Spec = {"field": "name", "type": "nominal", "sort": names, "title": None,
-               "axis": {"ticks": False, "domain": False, "labelPadding": 8, "labelFontSize": 12, "labelLimit": 320}}  # fmt: skip
-    scales: Spec = {
-        "x": {"field": "v", "type": "quantitative", "title": x, "scale": scale, "axis": {"tickCount": 8, "format": "~g"}},
-        "y": y,
-    }
+               "axis": {"ticks": False, "domain": False, "labelPadding": 8, "labelFontSize": 12,
+                        "labelLimit": 320}}  # fmt: skip
+    axis = {"tickCount": 8, "format": "~g"}
+    scales: Spec = {"x": {"field": "v", "type": "quantitative", "title": x, "scale": scale, "axis": axis}, "y": y}
     bar: Spec = {"mark": {"type": "bar"}, "encoding": {"description": {"field": "said"}, "color": {
         "field": "group", "type": "nominal", "scale": {"domain": groups, "range": range_},
         "legend": {} if len(groups) > 1 else None}}}  # fmt: skip
@@ -333,8 +332,9 @@ def graph(
             continue
         rows = [{"x": px, "y": py, "arc": n, "i": i} for n, arc in enumerate(arcs) for i, (px, py) in enumerate(arc)]
         heads = [{"x": arc[-1][0], "y": arc[-1][1], "angle": _heading(arc)} for arc in arcs]
-        layers.append({"data": {"values": rows}, "mark": {"type": "line", "color": color, "strokeWidth": 1.6,
-                       "strokeDash": dash}, "encoding": {"detail": {"field": "arc"}, "order": {"field": "i"}}})  # fmt: skip
+        line = {"type": "line", "color": color, "strokeWidth": 1.6, "strokeDash": dash}
+        layers.append({"data": {"values": rows}, "mark": line,
+                       "encoding": {"detail": {"field": "arc"}, "order": {"field": "i"}}})  # fmt: skip
         layers.append({"data": {"values": heads}, "mark": {"type": "point", "shape": "triangle", "filled": True,
                        "opacity": 1, "color": color, "size": 50},
                        "encoding": {"angle": {"field": "angle", "type": "quantitative", "scale": None}}})  # fmt: skip
@@ -386,36 +386,45 @@ def _figure(layers: Sequence[Spec], scales: Spec, *, title: str, said: str, heig
 # -- the page ------------------------------------------------------------------------------------------
 
 
-def page_html(
-    name: str,
-    title: str,
-    blocks: Mapping[str, str],
-    body: Sequence[str],
-    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]],
-    figures: Mapping[str, Spec],
-    deviations: Sequence[str],
-) -> str:
+class Content(msgspec.Struct, frozen=True):
+    """What the page of an experiment holds; `blocks` are the page's headings, `tables` (name, columns, rows of text)."""
+
+    name: str
+    title: str
+    blocks: Mapping[str, str]
+    printed: Sequence[str]
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]]
+    figures: Mapping[str, Spec]
+    deviations: Sequence[str]
+
+
+def page_html(content: Content) -> str:
     """The experiment as one file: the page, the figures as SVG, the tables, what disagrees with the theory."""
-    text = html.escape
-    light = {"paper": PAPER, "ink": INK, "grey": "#57606A", "lines": LINES, "strip": STRIP, "bad": "#B34A00"}
-    dark = {**{k: DARK.get(c, c) for k, c in light.items()}, "grey": "#9AA4AE", "bad": "#F0A868"}
+    text, blocks = html.escape, content.blocks
+    light = {"paper": PAPER, "ink": INK, "grey": "#57606A", "lines": LINES, "strip": STRIP}
+    dark = {**{k: DARK.get(c, c) for k, c in light.items()}, "grey": "#9AA4AE"}
     rules = [f":root{{{_variables(light)}}}", f"@media (prefers-color-scheme:dark){{:root{{{_variables(dark)}}}}}"]
-    parts = [f"<h1>{text(title)}</h1>", f"<p class=grey>gradwell lab run {text(name)}</p>"]
+    parts = [f"<h1>{text(content.title)}</h1>", f"<p class=grey>gradwell lab run {text(content.name)}</p>"]
     what, rest = blocks.get("What you see", ""), {k: v for k, v in blocks.items() if k != "What you see"}
     parts += [f"<h2>What you see</h2><p>{text(what)}</p>"] if what else []
     parts += [
         f"<figure>{to_svg(spec, name=f'f{k}')}<figcaption>{text(spec['usermeta']['said'])}</figcaption></figure>"
-        for k, spec in enumerate(figures.values())
+        for k, spec in enumerate(content.figures.values())
     ]
-    for head, columns, rows in tables:
-        cells = "".join("<tr>" + "".join(f"<td>{text(c)}</td>" for c in row) + "</tr>" for row in rows)
-        heads = "".join(f"<th scope=col>{text(c)}</th>" for c in columns)
-        parts.append(f"<h2>{text(head)}</h2><div class=wide><table><tr>{heads}</tr>{cells}</table></div>")
-    parts += [f"<h2>As printed</h2><pre>{text(chr(10).join(body))}</pre>"] if body else []
-    items = "".join(f"<li>{text(d)}</li>" for d in deviations) or "<li>None.</li>"
+    parts += [_table_html(*table) for table in content.tables]
+    printed = text("\n".join(content.printed))
+    parts += [f"<h2>As printed</h2><pre>{printed}</pre>"] if printed else []
+    items = "".join(f"<li>{text(d)}</li>" for d in content.deviations) or "<li>None.</li>"
     parts.append(f"<h2>Where measured disagrees with the theory</h2><ul>{items}</ul>")
     parts += [f"<h2>{text(k)}</h2><p class=pre>{text(v)}</p>" for k, v in rest.items()]
-    return _PAGE.format(title=text(f"gradwell lab: {name}"), css="".join(rules) + _CSS, body="\n".join(parts))
+    return _PAGE.format(title=text(f"gradwell lab: {content.name}"), css="".join(rules) + _CSS, body="\n".join(parts))
+
+
+def _table_html(name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    text = html.escape
+    cells = "".join("<tr>" + "".join(f"<td>{text(c)}</td>" for c in row) + "</tr>" for row in rows)
+    heads = "".join(f"<th scope=col>{text(c)}</th>" for c in columns)
+    return f"<h2>{text(name)}</h2><div class=wide><table><tr>{heads}</tr>{cells}</table></div>"
 
 
 def _variables(colours: Mapping[str, str]) -> str:
