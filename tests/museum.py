@@ -519,6 +519,15 @@ def transformer_encoder() -> Case:
     return Case(net, data(B, 5, N), mse, train)
 
 
+@exhibit("P28", sites="head.0 head.2")
+def frozen_backbone() -> Case:
+    """A frozen encoder in eval mode takes torch's fast path, which has other bits, also while gradients are on."""
+    body = nn.TransformerEncoder(nn.TransformerEncoderLayer(N, 2, N, batch_first=True), 2, enable_nested_tensor=False)
+    body.requires_grad_(False).eval()
+    net = Free(lambda self, x: self.head(self.body(x)), body=body, head=nn.Sequential(linear(), nn.ReLU(), linear()))
+    return Case(net, data(B, 5, N), mse, parameters=lambda: list(net.head.parameters()))
+
+
 # ------------------------------------------------------------------ P21 P22: number formats
 
 
@@ -721,7 +730,7 @@ def encoder_and_decoder() -> Case:
     return Case(net, data(), loss_fn)
 
 
-@exhibit("P32", sites="w[0] w[1] tanh()")
+@exhibit("P32", sites="tensor(8,8) tensor(8,8)#1 tanh()")
 def raw_tensors() -> Case:
     w = [torch.randn(N, N).div_(3).requires_grad_(), torch.randn(N, N).div_(3).requires_grad_()]
 
@@ -838,7 +847,7 @@ def empty_batch() -> Case:
     return Case(net, torch.randn(0, N), lambda m, b: m(b).sum())
 
 
-@exhibit("shapes", sites="a b")
+@exhibit("shapes", sites="a b.tanh()")
 def scalars() -> Case:
     """Sites without axes, and parameters without axes."""
     squeeze = Free(lambda _self, x: x.sum().tanh())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import sys
@@ -22,6 +21,7 @@ from gradwell.shelf import Shelf, shelf
 if TYPE_CHECKING:
     from gradwell.records.verdict import Diagnosis
 
+_PACKAGE = str(Path(__file__).parent) + os.sep
 _BadUsage: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """The base of typer's own errors; typer gives it no public name."""
 
@@ -149,7 +149,7 @@ def check(
         reports.write_run(record, folder, say=told.warn)
     written = reports.write_results(diagnosis, folder, run=record, **where, say=told.warn)
     told.json(diagnosis, json)
-    return _meets(diagnosis, fail_on) if written else 2
+    return told.status(_meets(diagnosis, fail_on) if written else 2)
 
 
 @app.command()
@@ -173,14 +173,14 @@ def report(
 
     found = reports.open_run(path)
     diagnosis = diagnose(found, ignore=ignore or (), thresholds=thresholds)
-    told.diagnosis(diagnosis, stream=told.out if json != "-" else told.err)
     folder = reports.new_folder("report", out, say=told.warn) if out is not None else None
     if folder is not None:
         reports.write_run(found, folder, say=told.warn)
     where = {"json": _place(json), "html": _place(html), "csv": _place(csv)}
     written = reports.write_results(diagnosis, folder, run=found, **where, say=told.warn)
+    told.diagnosis(diagnosis, stream=told.out if json != "-" else told.err)
     told.json(diagnosis, json)
-    return _meets(diagnosis, fail_on) if written else 2
+    return told.status(_meets(diagnosis, fail_on) if written else 2)
 
 
 @app.command()
@@ -293,6 +293,7 @@ class _Told:
     def __init__(self, *, quiet: bool = False) -> None:
         self.out, self.err = sys.stdout, sys.stderr
         self._quiet = quiet
+        self._lost_stdout: Exception | None = None
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -305,7 +306,7 @@ class _Told:
         from gradwell.records.text import render, terminal
 
         stream = stream or self.err
-        if not self._quiet and stream is not None:
+        if not self._quiet and stream is not None and not stream.closed:
             self._write(stream, render(diagnosis, **terminal(stream)) + "\n")
 
     def json(self, diagnosis: Diagnosis, path: str | None) -> None:
@@ -314,11 +315,28 @@ class _Told:
             self._write(sys.stdout, "")
             self._write(self.out, diagnosis.to_json().decode() + "\n")
 
-    @staticmethod
-    def _write(stream: Any, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+    def _write(self, stream: Any, text: str) -> None:
+        try:
             stream.write(text)
             stream.flush()
+        except (OSError, ValueError, AttributeError) as problem:
+            if stream is self.out:
+                self._lost_stdout = problem
+
+    def status(self, status: int) -> int:
+        """The status of a command that has said all, 2 when stdout did not take it."""
+        try:
+            if self._lost_stdout is not None:
+                raise self._lost_stdout
+            sys.stdout.flush()
+        except (OSError, ValueError) as problem:
+            with contextlib.suppress(OSError, ValueError):  # or python would complain again at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(problem, BrokenPipeError):  # `| head`: somebody who wants no more hears nothing about it
+                return status
+            self.warn(f"Cannot write to stdout: {getattr(problem, 'strerror', None) or problem}.")
+            return 2
+        return status
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -339,27 +357,15 @@ def _command(argv: Sequence[str] | None) -> int | host.Ending:
     except _BadUsage as problem:
         _Told().warn(_usage_words(problem))
     except Exception as problem:
-        if type(problem).__name__ == "UsersException" and problem.__cause__ is not None:
-            _print_users(problem.__cause__)
+        theirs = problem.__cause__ if type(problem).__name__ == "UsersException" else None
+        if theirs is not None and not _is_ours(theirs):
+            _print_users(theirs)
         else:
             traceback.print_exc()
             _Told().warn("this is a fault of gradwell; please report it with the lines above.")
     else:
-        return _flushed(ended or 0) if ended is None or isinstance(ended, int) else ended
+        return _Told().status(0) if ended is None else ended
     return 2
-
-
-def _flushed(status: int) -> int:
-    """2 when stdout did not take all; somebody who reads only the first lines (`| head`) hears nothing about it."""
-    try:
-        sys.stdout.flush()
-    except OSError as problem:
-        if problem.errno != errno.EPIPE:
-            _Told().warn(f"Cannot write to stdout: {problem.strerror}.")
-            status = 2
-        with contextlib.suppress(OSError, ValueError):  # or python would complain again at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return status
 
 
 def _usage_words(problem: Any) -> str:
@@ -370,15 +376,23 @@ def _usage_words(problem: Any) -> str:
     return f"{text.rstrip('.')}; see `{command} --help`." if text else f"say what to do; see `{command} --help`."
 
 
+_CALL_THE_USERS_CODE = {"_one_pass", "__torch_function__", "load_target", "_module", "_module_of_file"}
+"""Our functions that run the user's code; what is raised below any other one of ours is our fault."""
+
+
+def _is_ours(problem: BaseException) -> bool:
+    frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if frame.filename.startswith(_PACKAGE)]
+    return bool(frames) and frames[-1].name not in _CALL_THE_USERS_CODE
+
+
 def _print_users(problem: BaseException) -> None:
     """A traceback without our frames and without those that import the user's file for us."""
-    ours = str(Path(__file__).parent)
     shown = traceback.TracebackException.from_exception(problem)
     waiting: list[traceback.TracebackException | None] = [shown]
     while waiting:
         level = waiting.pop()
         if level is not None:
-            kept = [frame for frame in level.stack if not frame.filename.startswith(ours)]
+            kept = [frame for frame in level.stack if not frame.filename.startswith(_PACKAGE)]
             kept = list(itertools.dropwhile(lambda frame: frame.filename.startswith("<frozen importlib"), kept))
             level.stack = traceback.StackSummary.from_list(kept)
             waiting += [level.__cause__, level.__context__]

@@ -51,10 +51,24 @@ class Result(NamedTuple):
         return self.err.removeprefix("gradwell: ").rstrip("\n")
 
 
+class Kept(io.StringIO):
+    """A stream whose text outlives it: scripts close stderr."""
+
+    last = ""
+
+    def text(self) -> str:
+        return self.last if self.closed else self.getvalue()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.last = self.getvalue()
+        super().close()
+
+
 def call(*argv: str) -> Result:
     """Run a command here; what it leaves behind (a script changes argv and path as python does) is put back."""
     before = sys.argv, list(sys.path), sys.orig_argv, sys.modules["__main__"], dict(sys.modules)
-    out, err, status = io.StringIO(), io.StringIO(), 0
+    out, err, status = Kept(), Kept(), 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main([str(word) for word in argv])
@@ -68,7 +82,7 @@ def call(*argv: str) -> Result:
             file = getattr(module, "__file__", None) or ""
             if name not in before[4] and "site-packages" not in file and "/pytest-" in file:
                 del sys.modules[name]
-    return Result(status, out.getvalue(), err.getvalue())
+    return Result(status, out.text(), err.text())
 
 
 @pytest.fixture

@@ -1,26 +1,27 @@
 """What DESIGN section 1 promises to other people's scripts, as data."""
 
-import re
 
-HEADER = "schema tool torch python device dtype argv started seed optimizers sites params columns".split()
-SITE = "site kind call order root source".split()
-PARAM = "name site shape group".split()
-STEP = "step micro_steps time_s loss loss_scale grad_norm".split()
-SITE_COLUMNS = "act_rms act_mean delta_norm zero_frac dead_frac saturated_frac nonfinite".split()
-PARAM_COLUMNS = "weight_rms grad_rms update_rms grad_nonfinite grad_underflow_frac".split()
+def _words(text: str) -> list[str]:
+    return text.split()
 
-DIAGNOSIS = (
-    "schema tool header verdict findings attributions prescriptions not_checked notes profile overhead".split()
-)
-FINDING = "symptom severity where first_step last_step evidence summary".split()
-WHERE = "site kind source".split()
-EVIDENCE = "quantity value unit bound".split()
-ATTRIBUTION = "finding cause kind decades share summary".split()
-PRESCRIPTION = "remedies expected in_your_code".split()
-REMEDY = "id settings".split()
-NOT_CHECKED = "symptom reason".split()
-PROFILE = "root site kind call order step act_rms delta_norm log10_gain zero_frac nonfinite".split()
-OVERHEAD = "fraction sampled_steps steps".split()
+
+HEADER = _words("schema tool torch python device dtype argv started seed optimizers sites params columns")
+SITE = _words("site kind call order root source")
+PARAM = _words("name site shape group")
+STEP = _words("step micro_steps time_s loss loss_scale grad_norm")
+SITE_COLUMNS = _words("act_rms act_mean delta_norm zero_frac dead_frac saturated_frac nonfinite")
+PARAM_COLUMNS = _words("weight_rms grad_rms update_rms grad_nonfinite grad_underflow_frac")
+
+DIAGNOSIS = _words("schema tool header verdict findings attributions prescriptions not_checked notes profile overhead")
+FINDING = _words("symptom severity where first_step last_step evidence summary")
+WHERE = _words("site kind source")
+EVIDENCE = _words("quantity value unit bound")
+ATTRIBUTION = _words("finding cause kind decades share summary")
+PRESCRIPTION = _words("remedies expected in_your_code")
+REMEDY = _words("id settings")
+NOT_CHECKED = _words("symptom reason")
+PROFILE = _words("root site kind call order step act_rms delta_norm log10_gain zero_frac nonfinite")
+OVERHEAD = _words("fraction sampled_steps steps")
 VERDICTS = {"healthy", "mild", "serious", "fatal", "undecided"}
 
 IDS = {
@@ -38,7 +39,7 @@ IDS = {
     "inits": """torch_default xavier he lecun orthogonal lsuv critical centred_sigmoid delta_orthogonal identity fixup
         zeros uniform normal""",
 }
-IDS = {shelf: set(re.split(r"\s+", words)) for shelf, words in IDS.items()}
+IDS = {shelf: set(_words(text)) for shelf, text in IDS.items()}
 EXTRA = {"activations": {"gelu_tanh", "lecun_tanh", "relu6"}}
 """On the shelf beyond the contract, which may be added to."""
 

@@ -6,12 +6,15 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwell.measure import profile
 from gradwell.measure.flow import ledger
 from gradwell.records.run import Header, Run, Site, Step
+
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 ROLES = ("weight", "activation", "norm", "other")
 leaves = st.lists(
@@ -107,6 +110,14 @@ def test_many_steps_have_a_start_and_an_end(values):
     assert course.end in values[-(len(values) // 3) :]
     assert course.last_step.loss == course.end
     assert course.first_step.step < 50
+
+
+def test_two_ways_are_judged_apart():
+    steps = [Step(n, source=n % 2, output=5) for n in range(40)] + [Step(40, source=3, output=5), Step(41)]
+    ways = profile.by_way(Run(Header("gradwell"), steps))
+    assert [len(way.steps) for way in ways] == [20, 20]
+    assert [len(way.steps) for way in profile.by_way(Run(Header("gradwell"), [Step(0, source=0, output=1)]))] == [1]
+    assert profile.by_way(Run(Header("gradwell"), [Step(0, source=1, output=1)])) == []
 
 
 def test_nothing_measured_has_no_course():

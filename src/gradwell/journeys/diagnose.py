@@ -131,7 +131,11 @@ def step_of(run: Run, finding: Finding) -> Step:
     """The sampled step that a finding's numbers come from."""
     said = next((e.value for e in finding.evidence if e.unit == "step"), None)
     wanted = finding.last_step if said is None else said
-    return next((step for step in reversed(run.steps) if step.step == wanted), run.steps[-1])
+    of_that_number = [step for step in run.steps if step.step == wanted] or run.steps[-1:]
+    named = {place.site for place in finding.where}
+    places = [i for i, site in enumerate(run.sites) if site.site in named]
+    # Two backward passes of one step (a GAN) have the same number: the one that went by the finding's sites.
+    return next((s for s in of_that_number if any(s.at("flow", i) for i in places)), of_that_number[-1])
 
 
 def _causes(run: Run, index: int, finding: Finding) -> list[Attribution]:

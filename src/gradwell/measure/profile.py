@@ -141,6 +141,20 @@ def beyond_output(sites: Sequence[Site], step: Step) -> list[int]:
     return [i for i in after if sites[i].role != "loss" and step.at("delta_norm", i) is not None]
 
 
+def by_way(run: Run) -> list[Run]:
+    """The run apart by the way that the gradient takes: a GAN's two losses have two trunks.
+
+    Steps without a way are left out, and ways that fewer than a tenth of the steps take (unless no other has more).
+    """
+    ways: dict[tuple[int, int], list[Step]] = {}
+    for step in run.steps:
+        if step.source is not None and step.output is not None and step.source != step.output:
+            ways.setdefault((step.source, step.output), []).append(step)
+    most = max(map(len, ways.values()), default=0)
+    enough = min(most, len(run.steps) / 10)
+    return [msgspec.structs.replace(run, steps=steps) for steps in ways.values() if len(steps) >= enough]
+
+
 class Course(msgspec.Struct, frozen=True):
     """A quantity over the sampled steps: its median at the start and at the end, and the step that stands for each."""
 

@@ -47,7 +47,8 @@ def l2_and_sample(tensor: Tensor) -> tuple[float, Sample]:
 def _l2(tensor: Tensor, array: Array | None) -> float:
     if array is not None:
         flat = array.ravel("K")
-        norm = math.sqrt(float(flat.dot(flat)))
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is taken again in float64
+            norm = math.sqrt(float(flat.dot(flat)))
         if _SAFE_LOW < norm < _SAFE_HIGH:
             return norm
     return _wide_l2(tensor.detach())

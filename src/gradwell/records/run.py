@@ -240,7 +240,7 @@ def load(path: str | Path) -> Run:
     for number, line in enumerate(lines[1:-1], start=2):  # what follows the last newline is torn or empty
         try:
             _read_line(line, header, steps, events)
-        except (msgspec.MsgspecError, TypeError, ValueError, AttributeError) as problem:
+        except (msgspec.MsgspecError, TypeError, ValueError, KeyError) as problem:
             raise UnreadableInput(
                 f"{file}, line {number} is damaged ({problem}); remove that line to read the others."
             ) from None

@@ -387,7 +387,7 @@ def _figure(layers: Sequence[Spec], scales: Spec, *, title: str, said: str, heig
 
 
 class Content(msgspec.Struct, frozen=True):
-    """What the page of an experiment holds; `blocks` are the page's headings, `tables` (name, columns, rows of text)."""
+    """What the page of an experiment holds: `blocks` under their headings, `tables` (name, columns, rows of text)."""
 
     name: str
     title: str
@@ -452,14 +452,14 @@ _PAGE = """<!doctype html>
 
 def cell(value: Any) -> str:
     """One cell of a table as text: numbers with three significant digits."""
-    if value is None:
-        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    if not isinstance(value, float):
-        return str(value)
+    return _float(value) if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def _float(value: float) -> str:
     if not math.isfinite(value):
         return "none" if math.isnan(value) else str(value)
     if value == int(value) and 100 <= abs(value) < 1e7:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gradwell.errors import NotMeasurable
-from gradwell.measure.profile import Course, trunk
+from gradwell.measure.profile import Course, by_way
 from gradwell.records.run import Run, Site, Step
-from gradwell.records.verdict import RANK, Evidence, Severity, Where
+from gradwell.records.verdict import RANK, Evidence, Finding, Severity, Where
 
 SEVERITIES: tuple[Severity, ...] = ("mild", "serious", "fatal")
 
@@ -42,13 +42,19 @@ def needs_steps(run: Run) -> None:
         raise NotMeasurable("no training step was recorded; a step is recorded when a backward pass runs.")
 
 
-def needs_depth(run: Run) -> list[Step]:
-    """The steps that have a path of at least two weight layers; raise when there is none."""
+def needs_depth(run: Run) -> list[Run]:
+    """The run apart by the gradient's ways through at least two weight layers; raise when there is none."""
     needs_steps(run)
-    deep = [step for step in run.steps if trunk(run.sites, step)]
-    if not deep:
+    ways = by_way(run)
+    if not ways:
         raise NotMeasurable("no backward pass went through two weight layers or more, so there is no depth to compare.")
-    return deep
+    return ways
+
+
+def worst(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst of several findings of one symptom, as a list that is empty without any."""
+    ranked = sorted(findings, key=lambda found: (RANK[found.severity], abs(found.evidence[0].value or 0.0)))
+    return ranked[-1:]
 
 
 def adaptive(run: Run) -> bool | None:

@@ -30,7 +30,7 @@ HEALTHY = (
 
 
 def dead_units(
-    run: Run, *, mild: float = 0.85, serious: float = 0.97, fatal: float = WHOLE, fewest_samples: float = 8.0
+    run: Run, *, mild: float = 0.7, serious: float = 0.97, fatal: float = WHOLE, fewest_samples: float = 8.0
 ) -> Iterator[Finding]:
     """Units that are zero for every sample of the batch, so that they give nothing and learn nothing.
 
@@ -47,7 +47,7 @@ def dead_units(
         median of the last third counts.
 
     When it is no problem:
-        In deep ReLU nets samples become alike with depth, and up to three quarters of a layer's units are off for one
+        In deep ReLU nets samples become alike with depth, and up to two thirds of a layer's units are off for one
         batch by this alone; they come back as the weights move. That is below `mild`.
 
     What helps first:

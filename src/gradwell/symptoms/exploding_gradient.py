@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradwell.measure.flow import ledger
 from gradwell.measure.profile import course, layers, profile
@@ -22,6 +22,7 @@ from gradwell.symptoms._words import (
     place,
     span,
     where,
+    worst,
 )
 
 ORDER = 1
@@ -47,7 +48,7 @@ HEALTHY = (
 def exploding_gradient(
     run: Run,
     *,
-    mild: float = 1.6,
+    mild: float = 1.5,
     serious: float = 2.6,
     fatal: float = 4.2,
 ) -> Iterator[Finding]:
@@ -77,24 +78,28 @@ def exploding_gradient(
         Pascanu, Mikolov and Bengio 2013; Poole et al. 2016; Yang et al. 2019 for batch norm. Bounds:
         docs/calibration.md.
     """
-    steps = needs_depth(run)
+    bounds = (mild, serious, fatal)
+    yield from worst(found for way in needs_depth(run) for found in _judge(way, bounds))
+
+
+def _judge(run: Run, bounds: Sequence[float]) -> Iterator[Finding]:
+    """At most one finding: how bad it is at the end, or that it was serious at the start."""
     whole = course(run, lambda step: grown(run, step))
     if whole is None:
         return
-    bounds = (mild, serious, fatal)
     most: Severity = "serious" if adaptive(run) is None else "fatal"
     start, end = (milder(grade(value, bounds), most) for value in (whole.start, whole.end))
-    first, last = span(whole, mild)
+    first, last = span(whole, bounds[0])
     if end is not None:
         evidence = [Evidence("log10_gain", whole.end, "decades", bound_of(end, bounds)), judged_at(whole.last_step)]
         text = _summary(run, whole.last_step, whole.end)
         yield Finding("exploding_gradient", end, _places(run, whole.last_step), first, last, evidence, text)
-    elif start is not None and RANK[start] >= RANK["serious"] and len(steps) > 1:
+    elif start is not None and RANK[start] >= RANK["serious"]:
         text = (
             f"at the start the gradient grew by {decades(whole.start, signed=False)} decades on its way to the input "
             f"({start}); recovered, now {decades(whole.end, signed=False)}"
         )
-        evidence = [Evidence("log10_gain at the start", whole.start, "decades", mild), judged_at(whole.first_step)]
+        evidence = [Evidence("log10_gain at the start", whole.start, "decades", bounds[0]), judged_at(whole.first_step)]
         yield Finding("exploding_gradient", "mild", _places(run, whole.first_step), first, last, evidence, text)
 
 
@@ -104,22 +109,22 @@ def grown(run: Run, step: Step) -> float | None:
     return max(gains) if gains else None
 
 
-def _worst(run: Run, step: Step) -> int:
+def _loudest(run: Run, step: Step) -> int:
     gains = [(i, gain) for i, gain in profile(run.sites, step) if math.isfinite(gain)]
     return max(gains, key=lambda pair: pair[1])[0]
 
 
 def _places(run: Run, step: Step) -> list[Where]:
     book = ledger(run.sites, step)
-    worst = _worst(run, step)
+    site = _loudest(run, step)
     large = [i for i, part in book.by_site if part >= 0.25 * book.total] if book is not None and book.total > 1 else []
     named = large[:2] if len(large) <= 2 else []
-    return [where(run.sites[i]) for i in (worst, *(i for i in named if i != worst))]
+    return [where(run.sites[i]) for i in (site, *(i for i in named if i != site))]
 
 
 def _summary(run: Run, step: Step, value: float) -> str:
-    worst = _worst(run, step)
+    site = _loudest(run, step)
     assert step.output is not None
-    count = over_layers(layers(run.sites, step, worst))
-    way = f"from {run.sites[step.output].site or 'the output'} to {place(run.sites[worst])}"
+    count = over_layers(layers(run.sites, step, site))
+    way = f"from {run.sites[step.output].site or 'the output'} to {place(run.sites[site])}"
     return f"{way} the gradient grows by {decades(value, signed=False)} decades ({times(value)}){count}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from gradwell.errors import NotMeasurable
@@ -11,7 +11,7 @@ from gradwell.measure.profile import Course, course, last_hidden, trunk
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import RANK, Evidence, Finding, Severity
-from gradwell.symptoms._words import bound_of, grade, judged_at, layers_word, needs_depth, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, layers_word, needs_depth, place, span, where, worst
 
 ORDER = 6
 
@@ -39,7 +39,7 @@ def rank_collapse(
     serious: float = 7.0,
     fatal: float = 12.0,
     input_mild: float = 1.4,
-    input_serious: float = 2.0,
+    input_serious: float = 1.9,
     input_fatal: float = 3.0,
     least_input: float = 1e-10,
 ) -> Iterator[Finding]:
@@ -70,21 +70,28 @@ def rank_collapse(
         Schoenholz et al. 2017; LeCun et al. 1998 for inputs; Daneshmand et al. 2020; Dong, Cordonnier and Loukas 2021.
         Bounds: docs/calibration.md.
     """
-    steps = needs_depth(run)
+    ways = needs_depth(run)
+    steps = [step for way in ways for step in way.steps]
     if all((step.batch or 1) < 2 for step in steps):
         raise NotMeasurable("a batch of one sample has no spread; use a batch of at least 2.")
     if all(_first(step) > -math.log10(least_input) for step in steps):
         raise NotMeasurable("the samples of the batch do not differ after the first layer; use a batch of real data.")
-    bounds = {False: (mild, serious, fatal), True: (input_mild, input_serious, input_fatal)}
-    courses = {False: course(run, partial(collapsed, run)), True: course(run, partial(given, run))}
-    if not any(courses.values()):
+    if all(collapsed(run, step) is None for step in steps):
         raise NotMeasurable("the spread between the samples was not measured in the last hidden layer.")
-    graded = [(worst, kind) for kind, whole in courses.items() if (worst := _grade(whole, bounds[kind]))]
-    if graded:
-        severity, from_input = max(graded, key=lambda pair: (RANK[pair[0]], pair[1]))
-        whole = courses[from_input]
-        assert whole is not None
-        yield from _finding(run, whole, severity, bounds[from_input], from_input=from_input)
+    given_bounds = (input_mild, input_serious, input_fatal)
+    found = [f for way in ways for f in _judge(way, partial(collapsed, way), (mild, serious, fatal), from_input=False)]
+    found += [f for way in ways for f in _judge(way, partial(given, way), given_bounds, from_input=True)]
+    yield from worst(found)
+
+
+def _judge(
+    run: Run, quantity: Callable[[Step], float | None], bounds: Sequence[float], *, from_input: bool
+) -> Iterator[Finding]:
+    """At most one finding about C (or its part that the inputs bring along)."""
+    whole = course(run, quantity)
+    severity = _grade(whole, bounds)
+    if whole is not None and severity is not None:
+        yield from _finding(run, whole, severity, bounds, from_input=from_input)
 
 
 def _grade(whole: Course | None, bounds: Sequence[float]) -> Severity | None:

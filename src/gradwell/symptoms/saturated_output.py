@@ -27,7 +27,7 @@ HEALTHY = (
 
 
 def saturated_output(
-    run: Run, *, share: float = 0.9, mild: float = 1.8, serious: float = 2.3, fatal: float = 5.5
+    run: Run, *, share: float = 0.8, mild: float = 1.8, serious: float = 2.2, fatal: float = 5.5
 ) -> Iterator[Finding]:
     """The output's own activation is flat although the answers are wrong, so that no gradient enters the net at all.
 

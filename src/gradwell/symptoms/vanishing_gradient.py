@@ -22,6 +22,7 @@ from gradwell.symptoms._words import (
     place,
     span,
     where,
+    worst,
 )
 
 ORDER = 1
@@ -90,16 +91,9 @@ def vanishing_gradient(
         Hochreiter 1991; Bengio, Simard and Frasconi 1994; Glorot and Bengio 2010; He et al. 2015. Bounds:
         docs/calibration.md.
     """
-    steps = needs_depth(run)
-    whole = course(run, lambda step: lost(run, step))
-    if whole is None:
-        return
-    judge = _Judge(run, (mild, serious, fatal), (adaptive_mild, adaptive_serious, adaptive_fatal), eps_margin)
-    start, end = judge(whole.start, whole.first_step), judge(whole.end, whole.last_step)
-    if end is not None:
-        yield judge.finding(whole, end)
-    elif start is not None and RANK[start] >= RANK["serious"] and len(steps) > 1:
-        yield judge.recovered(whole, start)
+    plain, forgiving = (mild, serious, fatal), (adaptive_mild, adaptive_serious, adaptive_fatal)
+    ways = [_Judge(way, plain, forgiving, eps_margin) for way in needs_depth(run)]
+    yield from worst(found for judge in ways for found in judge.findings())
 
 
 def lost(run: Run, step: Step) -> float | None:
@@ -129,6 +123,17 @@ class _Judge:
         self.eps_margin = eps_margin
         self.adaptive = adaptive(run)
 
+    def findings(self) -> Iterator[Finding]:
+        """At most one: how bad it is at the end, or that it was serious at the start."""
+        whole = course(self.run, lambda step: lost(self.run, step))
+        if whole is None:
+            return
+        start, end = self(whole.start, whole.first_step), self(whole.end, whole.last_step)
+        if end is not None:
+            yield self.finding(whole, end)
+        elif start is not None and RANK[start] >= RANK["serious"]:
+            yield self.recovered(whole, start)
+
     def floor(self) -> float:
         """The gradient below which an adaptive optimizer's eps takes over; 0 for one without eps."""
         eps = self.run.optimizer.settings.get("eps", 0.0) if self.run.optimizer else 0.0
@@ -150,27 +155,27 @@ class _Judge:
     def finding(self, whole: Course, severity: Severity) -> Finding:
         step = whole.last_step
         book = ledger(self.run.sites, step)
-        worst = _worst(self.run, step)
-        culprits = [i for i in _culprits(book) if i != worst]
-        summary = self._summary(whole, worst, book) + self._hint(whole.end, step)
+        site = _quietest_site(self.run, step)
+        culprits = [i for i in _culprits(book) if i != site]
+        summary = self._summary(whole, site, book) + self._hint(whole.end, step)
         sites = self.run.sites
         first, last = span(whole, self.bounds(step)[0])
         return Finding(
-            "vanishing_gradient", severity, [where(sites[i]) for i in (worst, *culprits)], first, last,
+            "vanishing_gradient", severity, [where(sites[i]) for i in (site, *culprits)], first, last,
             self._evidence(whole.end, step, severity), summary,
         )  # fmt: skip
 
     def recovered(self, whole: Course, was: Severity) -> Finding:
-        worst = _worst(self.run, whole.first_step)
+        site = _quietest_site(self.run, whole.first_step)
         mild = self.bounds(whole.first_step)[0]
         first, last = span(whole, mild)
         summary = (
             f"at the start the gradient shrank by {decades(whole.start, signed=False)} decades on its way to "
-            f"{place(self.run.sites[worst])} ({was}); recovered by step {_over(whole, mild)}, now "
+            f"{place(self.run.sites[site])} ({was}); recovered by step {_over(whole, mild)}, now "
             f"{decades(whole.end, signed=False)}"
         )
         evidence = [Evidence("log10_gain at the start", -whole.start, "decades", -mild), judged_at(whole.first_step)]
-        return Finding("vanishing_gradient", "mild", [where(self.run.sites[worst])], first, last, evidence, summary)
+        return Finding("vanishing_gradient", "mild", [where(self.run.sites[site])], first, last, evidence, summary)
 
     def _evidence(self, value: float, step: Step, severity: Severity) -> list[Evidence]:
         found = [Evidence("log10_gain", -value, "decades", -bound_of(severity, self.bounds(step)))]
@@ -215,7 +220,7 @@ def quietest(run: Run, step: Step) -> float | None:
     return min(sizes) / (step.loss_scale or 1.0) if sizes else None
 
 
-def _worst(run: Run, step: Step) -> int:
+def _quietest_site(run: Run, step: Step) -> int:
     """The site with the smallest gradient; the first zero from the output where it reaches zero."""
     gains = _gains(run, step)
     zeros = [i for i, gain in gains if gain == -math.inf]
