@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (as the field writes it)
@@ -98,9 +99,9 @@ def main() -> None:
         bare(model, batch)
         bares, checks, measures = [], [], []
         for _ in range(options.pairs):
-            bares.append(timed(lambda: bare(model, batch)))
-            checks.append(timed(lambda: check(model, batch, loss_fn)))
-            measures.append(timed(lambda: measure(model, batch, loss_fn)))
+            bares.append(timed(bare, model, batch))
+            checks.append(timed(check, model, batch, loss_fn))
+            measures.append(timed(measure, model, batch, loss_fn))
         ratio = statistics.median(c / b for c, b in zip(checks, bares, strict=True))
         alone = statistics.median(m / b for m, b in zip(measures, bares, strict=True))
         extra = statistics.median(c - b for c, b in zip(checks, bares, strict=True)) / (2 * sites) * 1e6

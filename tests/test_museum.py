@@ -281,7 +281,6 @@ def trained(piece: Any, steps: int = 5) -> dict[str, Any]:
 
 @exhibits(
     **BREAKS,
-    namedtuple_output="numpy warns of an overflow in dot",
     transformer_encoder=FAST,
     frozen_backbone=FAST,
     checkpoint_not_reentrant=REREAD,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json as json_module
 import os
 import sys
 import traceback
@@ -199,18 +200,19 @@ def demo(
 @app.command("list")
 def list_(
     what: Annotated[str, typer.Argument(metavar="SHELF", help="symptoms, causes, remedies, activations or inits.")],
-) -> None:
+) -> int:
     """List what is on a shelf, a line each."""
-    entries = _shelf(what)
+    told, entries = _Told(), _shelf(what)
     width = max(len(entry.id) for entry in entries.values())
     for entry in entries.values():
-        print(f"{entry.id:<{width}}  {entry.page.title}")
+        told.print(f"{entry.id:<{width}}  {entry.page.title}")
+    return told.status(0)
 
 
 @app.command()
 def explain(
     topic: Annotated[str, typer.Argument(metavar="ID", help="The id of a symptom, cause, remedy, ...")],
-) -> None:
+) -> int:
     """Print the page of a symptom, cause, remedy, activation or init."""
     homes = {name: shelf(package) for name, package in SHELVES.items()}
     found = [(name, entries[topic]) for name, entries in homes.items() if topic in entries]
@@ -221,11 +223,13 @@ def explain(
         close = difflib.get_close_matches(topic, every, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"see `gradwell list {'/'.join(SHELVES)}`."
         raise UsageError(f"Nothing is called {topic!r}; {hint}")
+    told = _Told()
     for name, entry in found:
-        print(f"{entry.id} ({name})\n\n{entry.page.text}\n")
+        told.print(f"{entry.id} ({name})\n\n{entry.page.text}\n")
         if name == "symptoms" and entry.thresholds:
-            print("Thresholds (--set " + f"{entry.id}.name=value):")
-            print("\n".join(f"  {key} = {value}" for key, value in entry.thresholds.items()) + "\n")
+            told.print(f"Thresholds (--set {entry.id}.name=value):")
+            told.print("\n".join(f"  {key} = {value}" for key, value in entry.thresholds.items()) + "\n")
+    return told.status(0)
 
 
 def _shelf(what: str) -> Shelf:
@@ -293,7 +297,7 @@ class _Told:
     def __init__(self, *, quiet: bool = False) -> None:
         self.out, self.err = sys.stdout, sys.stderr
         self._quiet = quiet
-        self._lost_stdout: Exception | None = None
+        self._lost: OSError | None = None
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -306,37 +310,44 @@ class _Told:
         from gradwell.records.text import render, terminal
 
         stream = stream or self.err
-        if not self._quiet and stream is not None and not stream.closed:
+        if not self._quiet and _is_open(stream):
             self._write(stream, render(diagnosis, **terminal(stream)) + "\n")
 
     def json(self, diagnosis: Diagnosis, path: str | None) -> None:
-        """To stdout when it was asked for, after what the script has printed."""
+        """To stdout when it was asked for, after what the script has printed; in ASCII, whatever stdout can carry."""
         if path == "-":
-            self._write(sys.stdout, "")
-            self._write(self.out, diagnosis.to_json().decode() + "\n")
+            with contextlib.suppress(Exception):  # the script's own stream by now, whatever that is
+                sys.stdout.flush()
+            self.print(json_module.dumps(json_module.loads(diagnosis.to_json()), indent=1))
+
+    def print(self, text: str) -> None:
+        self._write(self.out, text + "\n")
 
     def _write(self, stream: Any, text: str) -> None:
+        if not _is_open(stream):
+            return
         try:
-            stream.write(text)
+            encoding = getattr(stream, "encoding", None) or "utf-8"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             stream.flush()
-        except (OSError, ValueError, AttributeError) as problem:
+        except OSError as problem:
             if stream is self.out:
-                self._lost_stdout = problem
+                self._lost = problem
 
     def status(self, status: int) -> int:
-        """The status of a command that has said all, 2 when stdout did not take it."""
-        try:
-            if self._lost_stdout is not None:
-                raise self._lost_stdout
-            sys.stdout.flush()
-        except (OSError, ValueError) as problem:
-            with contextlib.suppress(OSError, ValueError):  # or python would complain again at its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(problem, BrokenPipeError):  # `| head`: somebody who wants no more hears nothing about it
-                return status
-            self.warn(f"Cannot write to stdout: {getattr(problem, 'strerror', None) or problem}.")
-            return 2
-        return status
+        """The exit status of a command that has said all: 2 when stdout did not take it."""
+        if self._lost is None:
+            return status
+        with contextlib.suppress(OSError, ValueError):  # or python would complain again at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+        if isinstance(self._lost, BrokenPipeError):  # `| head`: somebody who wants no more hears nothing about it
+            return status
+        self.warn(f"Cannot write to stdout: {self._lost.strerror}.")
+        return 2
+
+
+def _is_open(stream: Any) -> bool:
+    return stream is not None and not getattr(stream, "closed", False)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -364,7 +375,7 @@ def _command(argv: Sequence[str] | None) -> int | host.Ending:
             traceback.print_exc()
             _Told().warn("this is a fault of gradwell; please report it with the lines above.")
     else:
-        return _Told().status(0) if ended is None else ended
+        return 0 if ended is None else ended
     return 2
 
 

@@ -168,6 +168,20 @@ def test_stdout_is_full(recorded, tmp_path):
     assert (status, err) == (2, "gradwell: Cannot write to stdout: No space left on device.\n")
 
 
+def test_stdout_in_ascii(tmp_path, recorded):
+    ascii_only = {"env": {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}, "command": [sys.executable, "-m", "gradwell"]}
+    assert finish("explain", "input_scale", cwd=tmp_path, **ascii_only)[0] == 0
+    status, out, err = finish("report", "--json", "-", str(recorded), cwd=tmp_path, **ascii_only)
+    assert status in {0, 1}
+    assert (out + err).isascii()
+    assert "backslash" not in err
+
+
+def test_stdout_is_closed(tmp_path):
+    command = ["sh", "-c", f"exec {sys.executable} -m gradwell list symptoms >&-"]
+    assert finish(cwd=tmp_path, command=command) == (0, "", "")
+
+
 def test_ranks_that_start_together_get_folders_of_their_own(tmp_path):
     body = "from gradwell.journeys.report import new_folder\nprint(new_folder('train.py', say=print))"
     command = [sys.executable, "-c", body]

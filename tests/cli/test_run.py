@@ -367,6 +367,24 @@ def test_a_script_that_closes_stderr(gradwell, write, tmp_path):
     assert diagnosis(newest(tmp_path))["verdict"] != "healthy"
 
 
+TEE = """
+import sys
+class Tee:
+    def __init__(self, stream): self.stream = stream
+    def write(self, text): self.stream.write("tee " + text)
+sys.stdout, sys.stderr = Tee(sys.stdout), Tee(sys.stderr)
+"""
+
+
+def test_a_script_that_replaces_its_streams(gradwell, write):
+    done = gradwell("run", "--json", "-", write("train.py", TEE + SICK))
+    own, _, text = done.out.partition("{")
+    assert own.startswith("tee step")
+    assert json.loads("{" + text)["schema"] == 1
+    assert "tee" not in done.err
+    assert "vanishing_gradient" in done.err
+
+
 def test_a_script_that_deletes_the_run_folder(gradwell, write, tmp_path):
     body = "import shutil\n" + SICK.replace("    print", "    shutil.rmtree('runs', ignore_errors=True)\n    print")
     assert gradwell("run", write("train.py", body)).status == 0
@@ -484,3 +502,8 @@ def test_demo_runs_the_shipped_script(gradwell, monkeypatch, tmp_path):
     assert "vanishing_gradient" in done.err
     assert sorted(p.name for p in (tmp_path / "runs/demo").iterdir()) == ["diagnosis.json", "report.html", "run.jsonl"]
     assert (tmp_path / "runs/.gitignore").is_file()
+
+
+def test_demo_without_scikit_learn(gradwell, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'gradwell[lab]'" in gradwell("demo").line

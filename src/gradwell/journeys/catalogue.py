@@ -35,7 +35,7 @@ def catalogue() -> str:
 def _block(text: str) -> str:
     """Formulas and code keep their lines; prose is left as it stands."""
     indented = any(line.startswith("  ") for line in text.splitlines())
-    return f"```\n{text}\n```" if indented or "=" in text.split("\n")[0] else text
+    return f"```\n{text}\n```" if indented or "=" in text.partition("\n")[0] else text
 
 
 if __name__ == "__main__":

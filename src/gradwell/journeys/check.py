@@ -109,7 +109,8 @@ def _one_pass(
 def _require_scalar(loss: Any) -> None:
     if not isinstance(loss, Tensor):
         raise NotMeasurable(
-            f"loss_fn must return a scalar tensor, found {type(loss).__name__}; return the loss itself, not `loss.item()`."
+            f"loss_fn must return a scalar tensor, found {type(loss).__name__}; "
+            "return the loss itself, not `loss.item()`."
         )
     if loss.numel() != 1:
         raise NotMeasurable(

@@ -88,7 +88,7 @@ class Backward:
         return owned
 
     def _add_ownerless(self, owned: set[int], borders: set[Key]) -> None:
-        """Sites for activations and weights outside every leaf module: functions between calls, models without modules."""
+        """Sites for activations and weights outside every leaf: functions between calls, models without modules."""
         known = kinds.activation_names()
         found: list[Visit] = []
         for seq in self.graph.order:

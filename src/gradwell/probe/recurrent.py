@@ -2,7 +2,8 @@
 
 dLoss/d(output_t) says nothing about this: with a loss at the last step it is exactly 0 for every t before. Instead
 the layer is run once more on the input it was given, a Gaussian cotangent v stands at the last valid step of each
-sample, and |v^T dh_T/dx_t| is taken for every lag T - t. The reverse direction is measured apart, from its own last step.
+sample, and |v^T dh_T/dx_t| is taken for every lag T - t. The reverse direction is measured apart, from its own last
+step.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 def lag_profile(module: nn.RNNBase, given: Any, state: Any = None, *, seed: int = 0) -> dict[str, list[float]]:
     """log10 of the gradient at each lag, for the `forward` and, where there is one, the `reverse` direction.
 
-    `given`, `state`: what the module was called with (tensor or PackedSequence; hidden state or None). Entry k is the root
-    mean square over the samples that are longer than k of |v^T dh_T/dx_{T-k}|, relative to lag 0; -inf where it is
-    exactly zero in this dtype. Dropout between layers is off; parameters, `.grad` and random numbers are untouched.
+    `given`, `state`: what the module was called with (tensor or PackedSequence; hidden state or None). Entry k is the
+    root mean square over the samples that are longer than k of |v^T dh_T/dx_{T-k}|, relative to lag 0; -inf where it
+    is exactly zero in this dtype. Dropout between layers is off; parameters, `.grad` and random numbers are untouched.
     """
     with torch.enable_grad(), torch.random.fork_rng(devices=_devices(module)), _without_dropout(module):
         torch.manual_seed(seed)

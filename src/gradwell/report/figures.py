@@ -61,8 +61,14 @@ CONFIG: Spec = {
     "font": FONT,
     "view": {"stroke": None},
     "axis": _AXIS,
-    "legend": {"labelColor": INK, "labelFontSize": 12, "orient": "top", "title": None, "symbolStrokeWidth": 2,
-               "columnPadding": 60},  # browsers set these fonts wider than they were measured
+    "legend": {
+        "labelColor": INK,
+        "labelFontSize": 12,
+        "orient": "top",
+        "title": None,
+        "symbolStrokeWidth": 2,
+        "columnPadding": 60,
+    },  # browsers set these fonts wider than they were measured
     "text": {"color": INK, "fontSize": 11},
 }
 
@@ -372,7 +378,8 @@ def cause_waterfall(diagnosis: Diagnosis, finding: int = 0) -> Spec:
         "scale": {"domain": [low, high], "nice": False}, "axis": {"values": _ticks(low, high), **_WHOLE},
     }  # fmt: skip
     y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": {"ticks": False, "domain": False,
-         "labelPadding": 8, "labelFontSize": 12, "minExtent": 150}, "scale": {"paddingInner": 0.35, "paddingOuter": 0.2}}  # fmt: skip
+         "labelPadding": 8, "labelFontSize": 12, "minExtent": 150},
+         "scale": {"paddingInner": 0.35, "paddingOuter": 0.2}}  # fmt: skip
     scales = {"x": x, "y": y}
     layers = [_links(bars), _boxes(bars), _bar_texts(bars)]
     size_ = {"width": 560, "height": 26 * len(bars)}

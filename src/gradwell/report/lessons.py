@@ -121,7 +121,7 @@ def _x_axis(named: Sequence[Line], title: str, *, log: bool) -> Spec:
         step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)
                     if (high - low) / s <= 12)  # fmt: skip
         axis["values"] = list(range(math.ceil(low / step) * step, math.floor(high) + 1, step))
-    axis["format"] = ",d" if whole else "~g"
+    axis["format"] = ",d" if whole else ".4~g"
     return {"field": "x", "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
@@ -129,7 +129,7 @@ def _y_axis(title: str, bottom: float, top: float, low: float, high: float) -> S
     del low, high
     return {
         "field": "y", "type": "quantitative", "title": title,
-        "scale": {"domain": [bottom, top], "nice": False, "zero": False}, "axis": {"tickCount": 8, "format": "~g"},
+        "scale": {"domain": [bottom, top], "nice": False, "zero": False}, "axis": {"tickCount": 8, "format": ".4~g"},
     }  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def bars(
     y: Spec = {"field": "name", "type": "nominal", "sort": names, "title": None,
                "axis": {"ticks": False, "domain": False, "labelPadding": 8, "labelFontSize": 12,
                         "labelLimit": 320}}  # fmt: skip
-    axis = {"tickCount": 8, "format": "~g"}
+    axis = {"tickCount": 8, "format": ".4~g"}
     scales: Spec = {"x": {"field": "v", "type": "quantitative", "title": x, "scale": scale, "axis": axis}, "y": y}
     bar: Spec = {"mark": {"type": "bar"}, "encoding": {"description": {"field": "said"}, "color": {
         "field": "group", "type": "nominal", "scale": {"domain": groups, "range": range_},
@@ -359,7 +359,7 @@ def _arc(a: tuple[float, float], b: tuple[float, float], kind: str) -> list[tupl
         return [(start[0] + (stop[0] - start[0]) * t, start[1] + 1.9 * t * (1 - t)) for t in steps]
     if a[1] != b[1]:
         return [a, b]
-    gap = min(0.33, abs(b[0] - a[0]) * 0.36)
+    gap = abs(b[0] - a[0]) * 0.35
     return [(a[0] + gap * sign, a[1]), (b[0] - gap * sign, b[1])]
 
 

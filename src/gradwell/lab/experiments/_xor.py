@@ -150,7 +150,7 @@ def course_line(trained: Trained, name: str, *, color: str = VERMILLION, stroke:
     """Median epoch loss over epochs, band from the 10th to the 90th percentile, in decades."""
     epochs = [epoch for epoch, _ in trained.run.course]
     losses = decades(np.array([values for _, values in trained.run.course]))
-    low, mid, high = np.percentile(losses, [10, 50, 90], axis=1)
+    low, mid, high = np.percentile(losses, [10, 50, 90], axis=1, method="nearest")
     return Line(name, epochs, list(mid), stroke, color, (list(low), list(high)))
 
 
@@ -158,5 +158,5 @@ def profile_line(trained: Trained, name: str, *, weights: bool = False, color: s
     """The size at the start of delta (or of the weight gradient) by layer, in decades: median and range over seeds."""
     values = decades(trained.weight_grads if weights else trained.deltas)
     layers = list(range(1, len(values) + 1))
-    low, mid, high = np.percentile(values, [10, 50, 90], axis=1)
+    low, mid, high = np.percentile(values, [10, 50, 90], axis=1, method="nearest")
     return Line(name, layers, list(mid), stroke, color, (list(low), list(high)), points=True)

@@ -9,6 +9,7 @@ from gradwell.lab.experiments import _xor as xor
 from gradwell.lab.replicas import XOR_INPUTS, XOR_TARGETS, Replicas, Shape, draw
 from gradwell.report.figures import Spec
 from gradwell.report.lessons import BLUE, GREEN, PURPLE, VERMILLION, graph, lines
+from gradwell.theory.quadrature import Floats
 
 OPTIONS = ("depth", "seeds", "epochs")
 
@@ -17,10 +18,11 @@ def xor_residual(ask: Ask) -> Outcome:
     """Shortcuts x + sigmoid(W x + b) let the ten-layer XOR net learn, though its first gradients are smaller still.
 
     What you see:
-        The plain net stays at a loss of 0.5; nearly every residual one goes to 1e-7. Its gradient profile is flat from
-        the first layer to the last. All of it is tiny at first, for ten positive increments push the output unit into
-        saturation: that is the output's trouble, not the depth's, and Adam rescales it. With betas .99 and .9999 the
-        same nets take five times longer and some stay: Adam's long memory holds on to the initial values.
+        The plain net stays at a loss of 0.5; nine of ten residual ones go to 1e-7 (88 of 100 seeds, median 10,400). The
+        shortcut carries nearly all of the gradient, from the first layer to the last. All of it is tiny at first, for
+        ten positive increments push the output unit into saturation: that is the output's trouble, not the depth's.
+        Adam rescales it; the seeds that stay at a loss of 1 start with gradients far below its eps. With betas .99 and
+        .9999 the same nets take five times longer: Adam's long memory holds on to the initial values.
 
     Why:
         In the backward pass a block adds: gradient = grads + dense.back_prop(grads). The first term arrives whatever
@@ -34,7 +36,7 @@ def xor_residual(ask: Ask) -> Outcome:
         s-hironobu, guide2dl, part 1 (the residual script); He et al. 2015. Reference counts: THEORY 2.1.
     """
     depth, seeds = ask.depth or 10, ask.seeds or ask.pick(20, 8)
-    epochs = ask.epochs or ask.pick(100_000, 8_000)
+    epochs = ask.epochs or ask.pick(100_000, 7_500)
     ten = depth == 10
     slow = {"betas": (0.99, 0.9999)}
     trials = [
@@ -48,11 +50,12 @@ def xor_residual(ask: Ask) -> Outcome:
                   reference=(0, 0) if ten else None),
     ]  # fmt: skip
     if ask.quick:
-        trials = trials[:4]
-    found = [xor.train(ask, trial, seeds=seeds, epochs=epochs) for trial in trials]
-    plain, residual = found[0], found[1]
+        trials = [t for t in trials if not t.settings]
+    found = [xor.train(ask, t, seeds=seeds, epochs=epochs if t.shape.skip or not ask.quick else 1500) for t in trials]
+    by_name = {t.trial.name: t for t in found}
+    plain, residual, slow_ = found[0], found[1], by_name.get("residual, betas .99/.9999")
     blocks = _blocks(depth)
-    flat = [float(np.median(np.ptp(xor.decades(t.deltas[1:-1]), axis=0))) for t in (plain, residual)]
+    flat = [float(np.nanmedian(_spread(t))) for t in (plain, residual)]
     text = [*xor.layer_lines(residual.trial.shape), *xor.loss_lines(residual.run), *xor.truth_lines(residual.run)]
     return Outcome(
         tables=[Table("who solves XOR", xor.COLUMNS, [xor.row(t) for t in found]),
@@ -63,14 +66,26 @@ def xor_residual(ask: Ask) -> Outcome:
         lines=text,
         deviations=xor.deviations(found, full=not ask.quick and ask.epochs is None),
         facts={"learnt": float(np.isfinite(residual.run.learnt).mean()), "solved": residual.run.share_solved,
-               "slow_solved": found[2].run.share_solved, "median": residual.run.median_epochs,
-               "plain_stuck": plain.run.stuck, "seeds": seeds, "two_learnt": float(np.isfinite(found[3].run.learnt).mean()),
+               **({"slow_solved": slow_.run.share_solved, "slow_median": slow_.run.median_epochs} if slow_ else {}),
+               "two_learnt": float(np.isfinite(by_name["residual over two layers"].run.learnt).mean()),
+               "median": residual.run.median_epochs,
+               "plain_stuck": plain.run.stuck, "seeds": seeds,
                "spread_plain": flat[0], "spread_residual": flat[1],
                "median_learnt": float(np.median(residual.run.learnt)),
-               "median_learnt_slow": float(np.median(found[2].run.learnt)),
                "start_plain": float(np.median(plain.weight_grads[1])),
                "start_residual": float(np.median(residual.weight_grads[1]))},
     )  # fmt: skip
+
+
+def _spread(trained: xor.Trained) -> Floats:
+    """Decades between the largest and the smallest gradient at the inputs of the hidden blocks, by seed."""
+    nets = Replicas(trained.trial.shape, trained.seeds)
+    draw(nets, "uniform01", range(trained.seeds))
+    nets.forward(XOR_INPUTS[1:2])
+    nets.backward(XOR_TARGETS[1])
+    sizes = np.array([np.linalg.norm(b[:, 0], axis=1) for b in nets.back[1:]])
+    inner = np.ptp(xor.decades(sizes[:, sizes.min(axis=0) > 0]), axis=0)
+    return inner if inner.size else np.array([np.nan])
 
 
 def _blocks(depth: int) -> list[list[object]]:
@@ -124,8 +139,9 @@ def _profiles(plain: xor.Trained, residual: xor.Trained) -> Spec:
         xor.profile_line(residual, "residual", weights=True, color=GREEN),
     ]
     said = (
-        f"At the start the plain net's weight gradients climb from {curves[0].y[0]:.1f} to {curves[0].y[-1]:.1f} decades; "
-        f"the residual net's run from {curves[1].y[0]:.1f} to {curves[1].y[-1]:.1f}: flat, and small all over."
+        f"From the first layer to the last the plain net's weight gradients climb from {curves[0].y[0]:.1f} to "
+        f"{curves[0].y[-1]:.1f} decades; the residual net's are small all over ({curves[1].y[0]:.1f} and "
+        f"{curves[1].y[-1]:.1f}), for its output is saturated."
     )
     return lines(curves, title="Weight gradients at the start, by layer", x="layer, counted from the input",
                  y="|dL/dW| for x = (0, 1), decades (log10)", said=said)  # fmt: skip
