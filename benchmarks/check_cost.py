@@ -74,9 +74,9 @@ def bare(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     loss_fn(model, batch).backward()
 
 
-def timed(work) -> float:
+def timed(work: Callable[..., object], *args: object) -> float:
     start = time.perf_counter()
-    work()
+    work(*args)
     return time.perf_counter() - start
 
 

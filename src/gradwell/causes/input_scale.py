@@ -35,10 +35,10 @@ def input_scale(_run: Run, _finding: Finding, step: Step) -> Attribution | None:
     rms, mean = step.input_rms, step.input_mean
     if rms is None or not math.isfinite(rms):
         return None
-    if rms > LARGE or rms < SMALL:
-        text = f"the input has an RMS of {size(rms)}; initialisations assume about 1"
-    elif mean is not None and abs(mean) > OFF_CENTRE * math.sqrt(max(rms * rms - mean * mean, 0.0)):
+    if mean is not None and abs(mean) > OFF_CENTRE * math.sqrt(max(rms * rms - mean * mean, 0.0)):
         text = f"the input has mean {size(mean)} and RMS {size(rms)}: its samples differ little from each other"
+    elif rms > LARGE or rms < SMALL:
+        text = f"the input has an RMS of {size(rms)}; initialisations assume about 1"
     else:
         return None
     return Attribution(0, "input_scale", "condition", None, None, text)

@@ -6,6 +6,7 @@ import math
 
 from gradwell.measure.flow import ledger
 from gradwell.measure.profile import between, trunk
+from gradwell.records.numbers import decades, times
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Attribution, Finding
 
@@ -37,8 +38,10 @@ def shortcut_growth(run: Run, _finding: Finding, step: Step) -> Attribution | No
     grown = _growth(run, step)
     if added < 1 and grown < 1:
         return None
-    text = f"branches add up to {10**grown:.0f} times the activations" if grown >= 1 else "branches add up unscaled"
-    return Attribution(0, "shortcut_growth", "condition", None, None, f"{text} from the first to the last block")
+    what = (
+        f"activations grow {times(grown)}" if grown >= 1 else f"gradients gain {decades(added, signed=False)} decades"
+    )
+    return Attribution(0, "shortcut_growth", "condition", None, None, f"where the branches are added up, {what}")
 
 
 def _growth(run: Run, step: Step) -> float:

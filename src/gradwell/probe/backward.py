@@ -19,6 +19,7 @@ from gradwell.measure.flow import spread_flow
 from gradwell.measure.units import fork_shares, slope_statistics, unit_statistics
 from gradwell.probe import kinds, sizes
 from gradwell.probe.graph import Edge, Graph, Key
+from gradwell.probe.recurrent import lag_profile
 from gradwell.probe.tape import Handle, Tape, Visit
 
 Grads = tuple[Tensor | None, ...]
@@ -30,12 +31,15 @@ class Backward:
 
     After `finish`: every visit has `delta`, `left`, `isotropic`, `flow`; `source` and `output` are the indices of
     the deepest site and of the model's output, None where there is no path of two weights; `beyond` holds the
-    indices of sites between the output and the loss; `parameters` are the leaves that the backward reaches.
+    indices of sites between the output and the loss; `parameters` are the leaves that the backward reaches; `lags`
+    is the lag profile of each fused recurrent layer, the reverse direction under `name:reverse`.
     """
 
     def __init__(self, tape: Tape, losses: Sequence[Tensor]) -> None:
         self.graph = Graph([loss.grad_fn for loss in losses])
         self.input_rms, self.input_mean = tape.input_rms, tape.input_mean
+        self.lags: dict[str, list[float]] = {}
+        self._recurrent = tape.recurrent
         self.visits = tape.take()
         self.parameters = list(self.graph.parameters.values())
         self.source: int | None = None
@@ -179,6 +183,10 @@ class Backward:
         _finish_weights(self.visits)
         if self.source is not None:
             self._find_flow(self.visits[self.source])
+        for name, (module, args) in self._recurrent.items():
+            for direction, profile in lag_profile(module, *args).items():
+                self.lags[name if direction == "forward" else f"{name}:{direction}"] = profile
+        self._recurrent = {}
         self.graph = Graph([])
 
     def close(self) -> None:

@@ -122,6 +122,7 @@ class Recorder:
             batch=self._batch(backward),
             input_rms=backward.input_rms,
             input_mean=backward.input_mean,
+            lags={name: list(profile) for name, profile in backward.lags.items()},
             sites=columns,
             params=params,
             **scalars,

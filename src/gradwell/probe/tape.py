@@ -73,6 +73,7 @@ class Tape:
         self.visits: list[Visit] = []
         self.input_rms: float | None = None
         self.input_mean: float | None = None
+        self.recurrent: dict[str, tuple[nn.RNNBase, tuple[Any, ...]]] = {}
         self._on_failure = on_failure
         self._stack: list[_Frame] = []
         self._calls: dict[str, int] = {}
@@ -104,6 +105,7 @@ class Tape:
         """The visits so far; the tape goes on with an empty list."""
         visits, self.visits, self._calls = self.visits, [], {}
         self.input_rms = self.input_mean = None
+        self.recurrent = {}
         return visits
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
@@ -145,7 +147,7 @@ class Tape:
             self.input_rms = sizes.l2(value) / value.numel() ** 0.5
             self.input_mean = float(sizes.as_array(sizes.flat_sample(value)).mean(dtype="float64"))
 
-    def _leave(self, module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         frame = None
         while self._stack:  # an exception may have skipped the hooks of inner modules
             frame = self._stack.pop()
@@ -162,6 +164,8 @@ class Tape:
         if visit.role == "weight":
             visit.weight = next(p for p in module._parameters.values() if p is not None and p.dim() >= 2)
         self._note(visit, frame.inputs, tensors, frame.shape)
+        if isinstance(module, nn.RNNBase) and args:
+            self.recurrent.setdefault(name, (module, args))
 
     def function(self, name: str, source: Tensor, inputs: list[Handle], output: Any) -> None:
         """A functional activation, seen by the mode while a module runs."""

@@ -105,7 +105,8 @@ class Step(msgspec.Struct, frozen=True):
 
     `total`: log10 |delta at the deepest site| / |delta at the model's output|, None where there is no such path;
     `source` and `output` are the indices of these two sites. `batch`: samples (axis 0 of the output site).
-    `input_rms`, `input_mean`: of the first floating tensor that the outermost module was given.
+    `input_rms`, `input_mean`: of the first floating tensor that the outermost module was given. `lags`: for each fused
+    recurrent layer (`name`, and `name:reverse`) log10 of the gradient that its last output sends to each lag, lag 0 first.
     """
 
     step: int
@@ -120,6 +121,7 @@ class Step(msgspec.Struct, frozen=True):
     batch: int | None = None
     input_rms: float | None = None
     input_mean: float | None = None
+    lags: dict[str, Column] = {}
     sites: dict[str, Column] = {}
     params: dict[str, Column] = {}
 
@@ -271,11 +273,12 @@ def _read_line(line: bytes, header: Header, steps: list[Step], events: list[Even
         event = msgspec.convert(fields, Event)
         events.append(msgspec.structs.replace(event, detail={k: _number(v) for k, v in event.detail.items()}))
     else:
+        lags = {name: [from_json(x) for x in column] for name, column in fields.pop("lags", {}).items()}
         columns = {name: [from_json(x) for x in fields.pop(name)] for name in list(fields) if _is_column(fields[name])}
         step = msgspec.convert({name: _number(value) for name, value in fields.items()}, Step)
         sites = {name: columns[name] for name in columns if name not in PARAM_COLUMNS}
         params = {name: columns[name] for name in columns if name in PARAM_COLUMNS}
-        steps.append(msgspec.structs.replace(step, sites=sites, params=params))
+        steps.append(msgspec.structs.replace(step, lags=lags, sites=sites, params=params))
 
 
 def _number(value: Any) -> Any:
