@@ -182,7 +182,7 @@ def overhead_words(diagnosis: Diagnosis) -> str:
         return ""
     sampled = f"{cost.sampled_steps} of {cost.steps} step{'s' if cost.steps != 1 else ''} sampled"
     if cost.fraction is None:
-        return f"{sampled}; what the measuring cost was not measured."
+        return f"{sampled[0].upper()}{sampled[1:]}." if cost.steps > 1 else ""
     return f"Measuring cost {_two(100 * cost.fraction)} % of the training's time, {sampled}."
 
 
@@ -390,7 +390,7 @@ def _depth(diagnosis: Diagnosis, page: Page) -> list[Line]:
     many = f", {math.ceil(len(gains) / len(text))} layers a sign" if len(gains) > len(text) else ""
     marks = dict(zip("0X?" if page.ascii else "▽×·", ("exactly 0", "not finite", "not measured"), strict=True))
     legend = "".join(f"; {mark} {meaning}" for mark, meaning in marks.items() if mark in text)
-    levels = f"size against the output's: lowest sign {decades(low)}, highest {decades(high)} decades{many}"
+    levels = f"from {decades(low)} (lowest sign) to {decades(high)} decades (highest) against the output's{many}"
     finite = any(gain is not None and math.isfinite(gain) for gain in gains)
     caption = levels + legend if finite else legend.removeprefix("; ")
     return lines + _wrap(caption, page, lead="  ", hang="  ")
