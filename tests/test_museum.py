@@ -136,12 +136,12 @@ NUMPY = "l2 reads through numpy what numpy cannot read"
 REREAD = "reading a saved statistic runs the user's unpack hook: a recomputation or a count too many"
 FAST = "under a TorchFunctionMode torch leaves its fast path for evaluation, which has other bits"
 LOCALS = "frame.f_locals keeps a copy of the user's local variables"
+CLASSES = "caches by class: a class made at run time holds what its closures hold"
 OUTSIDE = "preserved knows the model's own tensors only"
 BREAKS = {
     "complex_parameters": "as_array casts complex samples to real with a warning",
     "negative_bit": NUMPY,
     "nested_tensor": NUMPY,
-    "empty_batch": "flat_sample of an empty tensor has step 0",
 }
 NOT_IN_CHECK = {**BREAKS, "expanded_buffer": "preserved copies into a buffer with overlapping memory"}
 
@@ -207,7 +207,7 @@ def grads(case: Any) -> list[bytes | None]:
 @exhibits(
     **NOT_IN_CHECK,
     **dict.fromkeys(["gradient_penalty", "pinn", "layers_in_a_list", "raw_tensors", "input_wants_gradient"], LOCALS),
-    **dict.fromkeys(["weight_norm", "spectral_norm"], LOCALS),
+    **dict.fromkeys(["weight_norm", "spectral_norm"], CLASSES),
 )
 def test_check_keeps_nothing_alive(piece):
     case = build(piece)
@@ -300,7 +300,8 @@ def test_training_is_bit_equal_with_and_without_us(piece):
 @exhibits(
     **BREAKS,
     **dict.fromkeys(["gradient_penalty", "pinn", "layers_in_a_list", "raw_tensors", "input_wants_gradient"], LOCALS),
-    **dict.fromkeys(["weight_norm", "spectral_norm", "lbfgs", "exponential_average"], LOCALS),
+    **dict.fromkeys(["weight_norm", "spectral_norm"], CLASSES),
+    **dict.fromkeys(["lbfgs", "exponential_average"], LOCALS),
 )
 def test_monitor_keeps_nothing_alive(piece):
     case = build(piece)
@@ -701,24 +702,68 @@ def test_optimizers_of_finished_models_do_not_raise_the_cost(monkeypatch):
     assert len(sink.steps) <= 6
 
 
-def test_a_failing_backward_of_the_user_leaves_nothing_behind():
-    """`loss.backward()` on a vector raises after we have planned; the graph must not stay."""
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise RuntimeError("theirs")
+
+
+FAILING = {
+    "no scalar": lambda model: model(torch.randn(B_, 8)).backward(),
+    "in the engine": lambda model: Raises.apply(model(torch.randn(B_, 8))).sum().backward(),
+}
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("no scalar", marks=pytest.mark.xfail(strict=True, reason="a hook holds the graph that holds it")),
+        pytest.param("in the engine", marks=pytest.mark.xfail(strict=True, reason="the hooks stay on the graph")),
+    ],
+)
+def test_a_failing_backward_of_the_user_leaves_nothing_behind(way):
+    torch.optim.SGD(linear().parameters(), lr=0.1)  # what torch imports for the first optimizer is not our subject
 
     def script() -> Any:
         model = nn.Sequential(linear(), nn.Tanh(), linear())
         for _ in range(2):
-            with pytest.raises(RuntimeError, match="grad can be implicitly created"):
-                model(torch.randn(B_, 8)).backward()
+            with pytest.raises(RuntimeError, match=r"grad can be implicitly created|theirs"):
+                FAILING[way](model)
         museum.plain_training(Case(model, data(), mse), torch.optim.SGD(model.parameters(), lr=0.1), 2)
         return weakref.ref(model[0].weight)
 
-    with watching(every=1) as (_, sink):
+    with watching(every=1) as (monitor, sink):
         gone = script()
     assert sink.failures == []
     assert sink.steps
-    del _
+    del monitor
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.xfail(strict=True, reason="torch._dynamo keeps the bound method that stands for _make_grads")
+def test_a_monitor_is_gone_when_it_is_removed_and_dropped():
+    """The first optimizer of a process imports torch._dynamo, which keeps what it finds in torch's namespace."""
+    said = in_a_process("""
+import gc, weakref
+monitor = Monitor(Names(), sink=lambda _: None).install()
+def train():
+    model = nn.Sequential(nn.Linear(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.randn(3, 8)).sum().backward()
+    optimizer.step()
+    return weakref.ref(model[0].weight)
+gone = train()
+monitor.remove()
+del monitor
+gc.collect()
+print(gone() is None)
+""")
+    assert said == "True\n"
 
 
 def test_a_module_may_be_called_inside_the_users_own_function_mode():

@@ -179,7 +179,7 @@ def report(
         reports.write_run(found, folder, say=told.warn)
     where = {"json": _place(json), "html": _place(html), "csv": _place(csv)}
     written = reports.write_results(diagnosis, folder, run=found, **where, say=told.warn)
-    told.diagnosis(diagnosis, stream=told.out if json != "-" else told.err)
+    told.diagnosis(diagnosis)
     told.json(diagnosis, json)
     return told.status(_meets(diagnosis, fail_on) if written else 2)
 
@@ -306,12 +306,11 @@ class _Told:
     def warn(self, text: str) -> None:
         self._write(self.err, f"gradwell: {text}\n")
 
-    def diagnosis(self, diagnosis: Diagnosis, stream: Any = None) -> None:
+    def diagnosis(self, diagnosis: Diagnosis) -> None:
         from gradwell.records.text import render, terminal
 
-        stream = stream or self.err
-        if not self._quiet and _is_open(stream):
-            self._write(stream, render(diagnosis, **terminal(stream)) + "\n")
+        if not self._quiet and _is_open(self.err):
+            self._write(self.err, render(diagnosis, **terminal(self.err)) + "\n")
 
     def json(self, diagnosis: Diagnosis, path: str | None) -> None:
         """To stdout when it was asked for, after what the script has printed; in ASCII, whatever stdout can carry."""

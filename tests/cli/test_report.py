@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 
@@ -23,13 +24,13 @@ def test_text_and_status(gradwell, recorded):
     done = gradwell("report", str(recorded))
     verdict = diagnosis(recorded)["verdict"]
     assert done.status == int(verdict in {"serious", "fatal"})
-    assert "vanishing_gradient" in done.out.splitlines()[0]
-    assert done.err == ""
+    assert "vanishing_gradient" in done.err.splitlines()[0]
+    assert done.out == ""
     assert gradwell("report", "--fail-on", "mild", str(recorded)).status == 1
 
 
 def test_a_file_may_be_named(gradwell, recorded):
-    assert gradwell("report", str(recorded / "run.jsonl")).out == gradwell("report", str(recorded)).out
+    assert gradwell("report", str(recorded / "run.jsonl")).err == gradwell("report", str(recorded)).err
 
 
 def test_the_newest_is_taken(gradwell, copy, tmp_path):
@@ -37,9 +38,9 @@ def test_the_newest_is_taken(gradwell, copy, tmp_path):
     text = (other / "run.jsonl").read_text().replace('"argv":["train.py"]', '"argv":["other.py"]')
     (other / "run.jsonl").write_text(text)
     os.utime(copy / "run.jsonl", (1, 1))
-    assert "other.py" in gradwell("report").out
+    assert "other.py" in gradwell("report").err
     os.utime(other / "run.jsonl", (0, 0))
-    assert "train.py" in gradwell("report").out
+    assert "train.py" in gradwell("report").err
 
 
 def test_json_to_stdout(gradwell, recorded):
@@ -50,14 +51,14 @@ def test_json_to_stdout(gradwell, recorded):
 
 def test_files(gradwell, recorded, tmp_path):
     options = ["--html", "r.html", "--csv", "t.csv", "--json", "d.json", "--out", "copy"]
-    assert gradwell("report", "--quiet", *options, str(recorded)).out == ""
+    assert gradwell("report", "--quiet", *options, str(recorded)).err == ""
     rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     profile = diagnosis(recorded)["profile"]
     assert [row["site"] for row in rows] == [row["site"] for row in profile]
     assert [float(row["log10_gain"]) for row in rows] == pytest.approx([from_json(r["log10_gain"]) for r in profile])
     assert (tmp_path / "r.html").stat().st_size > 1000
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == ["diagnosis.json", "report.html", "run.jsonl"]
-    assert gradwell("report", "copy").out == gradwell("report", str(recorded)).out
+    assert gradwell("report", "copy").err == gradwell("report", str(recorded)).err
 
 
 def test_nothing_is_written_unasked(gradwell, copy):
@@ -77,7 +78,7 @@ def test_out_may_be_the_runs_own_folder(gradwell, copy):
 def test_ignore_and_set(gradwell, recorded):
     done = gradwell("report", "--ignore", "vanishing_gradient", "--ignore", "*_*", str(recorded))
     assert done.status == 0
-    assert "vanishing_gradient" not in done.out.splitlines()[0]
+    assert "vanishing_gradient" not in done.err.splitlines()[0]
 
 
 # A run that is still being written, or was cut off.
@@ -90,7 +91,7 @@ def test_an_unfinished_run(gradwell, copy, keep):
     done = gradwell("report")
     assert done.status in {0, 1}
     assert len(gw.load(copy).steps) == keep - 1
-    assert ("UNDECIDED" in done.out) == (keep == 1)
+    assert ("UNDECIDED" in done.err) == (keep == 1)
 
 
 def test_every_torn_end_is_ignored(copy):
@@ -107,9 +108,11 @@ def test_nonfinite_numbers_travel_as_words(copy):
     header, step, *_ = file.read_text().splitlines()
     changed = json.loads(step) | {"loss": "nan", "grad_norm": "inf"}
     changed["delta_norm"][0] = "-inf"
+    changed["lags"] = {"rnn": [0.0, "-inf"]}
     file.write_text(f"{header}\n{json.dumps(changed)}\n")
     (read,) = gw.load(copy).steps
     assert (str(read.loss), str(read.grad_norm), str(read.sites["delta_norm"][0])) == ("nan", "inf", "-inf")
+    assert read.lags == {"rnn": [0.0, -math.inf]}
 
 
 def test_what_later_versions_add_is_passed_over(gradwell, copy):
@@ -178,7 +181,8 @@ def test_not_ours(gradwell, tmp_path, case):
 DAMAGED = [
     b"garbage", b'{"step": 1, "loss"', b"5", b"null", b"[1]", b'"text"', b"\x00\x00", b"\xff\xfe", b"",
     b'{"step": "two"}', b'{"step": 3, "act_rms": ["wide"]}', b'{"step": 3, "act_rms": [[1]]}', b'{"new_site": 3}',
-    b'{"event": "x"}', b'{"event": 3, "step": 1}', b'{"new_param": {}}', b'{"loss": 1.0}', b'{"step": 1, "sites": 3}',
+    b'{"event": "x"}', b'{"event": 3, "step": 1}', b'{"new_param": {}}', b'{"loss": 1.0}',
+    b'{"step": 1, "lags": 3}', b'{"step": 1, "sites": 3}',
 ]  # fmt: skip
 
 
@@ -199,8 +203,10 @@ def test_cannot_write(gradwell, recorded, tmp_path, option):
     (tmp_path / "d").mkdir()
     done = gradwell("report", option, "d", str(recorded))
     assert done.status == 2
-    assert "vanishing_gradient" in done.out
-    assert done.err == f"gradwell: Cannot write {tmp_path}/d: Is a directory; name a place that can be written.\n"
+    assert "vanishing_gradient" in done.err
+    assert done.err.endswith(
+        f"gradwell: Cannot write {tmp_path}/d: Is a directory; name a place that can be written.\n"
+    )
 
 
 def test_html_on_a_full_disk(gradwell, recorded, tmp_path, monkeypatch):

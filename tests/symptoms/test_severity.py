@@ -33,7 +33,7 @@ def severity(run: Run) -> str:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("depth", "activation", "adam", "sgd"), TABLE)
-def test_the_table_of_training_costs(check_run, depth, activation, adam, sgd, seed):  # noqa: PLR0917 (the columns of the table)
+def test_the_table_of_training_costs(check_run, depth, activation, adam, sgd, seed):
     config = NetConfig(depth=depth, activation=activation, seed=seed)
     assert severity(check_run(config)) in sgd
     assert severity(check_run(msgspec.structs.replace(config, **ADAM))) in adam

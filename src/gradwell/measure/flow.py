@@ -23,7 +23,7 @@ from gradwell.records.run import Site, Step
 Key = tuple[int, int]
 
 
-def spread_flow(  # noqa: PLR0917 (the graph's six parts)
+def spread_flow(
     order: Sequence[int],
     edges: Mapping[int, Sequence[Key | None]],
     path: set[int],

@@ -82,6 +82,7 @@ class Monitor:
         self._optimizer_init: Callable[..., Any] | None = None
         self._handles: list[Any] = []
         self._told_nonfinite = False
+        self._broken = False
 
     # ------------------------------------------------------------------ on and off
 
@@ -134,12 +135,13 @@ class Monitor:
         return self.spent / max(time.perf_counter() - self._began, 1e-9)
 
     def _fail(self, problem: BaseException) -> None:
-        """The instrument never harms the patient: report once, take everything off."""
-        self._weights = None
-        try:
-            self.remove()
-        except Exception as second:
-            problem = second
+        """The instrument never harms the patient: report once, measure no more, only count on."""
+        self._broken = True
+        self._pending = self._weights = None
+        self.tape.stop()
+        backward, self._backward = self._backward, None
+        if backward is not None:
+            backward.close()
         text = f"{type(problem).__name__}: {problem}"
         self._sink(Event("instrument_failed", self.steps, {"problem": text}))
         if self._on_failure is not None:
@@ -173,7 +175,7 @@ class Monitor:
             self._told_nonfinite = True
             self._sink(Event("nonfinite_loss", self.steps, {"loss": loss}))
             self._trigger()
-        if not self.tape.running or self._pending is not None:
+        if self._broken or not self.tape.running or self._pending is not None:
             return
         roots = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
         if not roots:
@@ -266,6 +268,8 @@ class Monitor:
 
     def _wanted(self) -> bool:
         """Whether the step that begins now is sampled. Two optimizers (a GAN) get two steps in a row."""
+        if self._broken:
+            return False
         if self._burst > 0:
             self._burst -= 1
             return True

@@ -136,7 +136,7 @@ def dead_fraction(tensor: Tensor) -> float:
 def flat_sample(tensor: Tensor) -> Sample:
     """A copy of at most `SAMPLE` elements in a fixed stride: two tensors of one shape give matching elements."""
     array = _in_memory(tensor)
-    step = -(-tensor.numel() // SAMPLE)
+    step = max(-(-tensor.numel() // SAMPLE), 1)
     if array is not None:
         return array.reshape(-1)[::step].copy() if array.flags.c_contiguous else array.flat[::step]
     return tensor.detach().reshape(-1)[::step].clone()

@@ -105,8 +105,9 @@ class Step(msgspec.Struct, frozen=True):
 
     `total`: log10 |delta at the deepest site| / |delta at the model's output|, None where there is no such path;
     `source` and `output` are the indices of these two sites. `batch`: samples (axis 0 of the output site).
-    `input_rms`, `input_mean`: of the first floating tensor that the outermost module was given. `lags`: for each fused
-    recurrent layer (`name`, and `name:reverse`) log10 of the gradient that its last output sends to each lag, lag 0 first.
+    `input_rms`, `input_mean`: of the first floating tensor that the outermost module was given. `lags`: for each
+    fused recurrent layer (`name`, and `name:reverse`) log10 of the gradient that its last output sends to each lag,
+    lag 0 first.
     """
 
     step: int
@@ -242,7 +243,7 @@ def load(path: str | Path) -> Run:
     for number, line in enumerate(lines[1:-1], start=2):  # what follows the last newline is torn or empty
         try:
             _read_line(line, header, steps, events)
-        except (msgspec.MsgspecError, TypeError, ValueError, KeyError) as problem:
+        except (msgspec.MsgspecError, TypeError, ValueError, KeyError, AttributeError) as problem:
             raise UnreadableInput(
                 f"{file}, line {number} is damaged ({problem}); remove that line to read the others."
             ) from None

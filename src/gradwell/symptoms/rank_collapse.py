@@ -11,7 +11,19 @@ from gradwell.measure.profile import Course, course, last_hidden, trunk
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import RANK, Evidence, Finding, Severity
-from gradwell.symptoms._words import bound_of, grade, judged_at, layers_word, needs_depth, place, span, where, worst
+from gradwell.symptoms._words import (
+    adaptive,
+    bound_of,
+    grade,
+    judged_at,
+    layers_word,
+    milder,
+    needs_depth,
+    place,
+    span,
+    where,
+    worst,
+)
 
 ORDER = 6
 
@@ -55,7 +67,7 @@ def rank_collapse(
         the mean square. `mild`, `serious`, `fatal` in decades; float32 ends at about 14. C that is there from the
         first layer on (the smaller of the two) comes with the inputs and costs much more: `input_mild`,
         `input_serious`, `input_fatal`. Over several sampled steps the median of the last third counts; when only the
-        start was bad, the finding is mild.
+        start was bad, the finding is mild. Without an optimizer at most serious.
 
     When it is no problem:
         A task whose samples really are alike (`least_input`: with a spread below it right after the first layer
@@ -90,6 +102,8 @@ def _judge(
     """At most one finding about C (or its part that the inputs bring along)."""
     whole = course(run, quantity)
     severity = _grade(whole, bounds)
+    if adaptive(run) is None:
+        severity = milder(severity, "serious")
     if whole is not None and severity is not None:
         yield from _finding(run, whole, severity, bounds, from_input=from_input)
 

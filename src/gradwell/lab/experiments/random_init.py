@@ -107,4 +107,4 @@ def _word(gain: float, loss: float, saturated: float | None) -> str:
     word = "vanishes" if gain < -2 else "explodes" if gain > 2 else "keeps its gradient"
     if saturated is not None and saturated > 0.3:
         word = "saturates"
-    return f"{word}, {'learns' if loss < 1.5 else 'does not learn'}"
+    return f"{word}, {'learns' if loss < 2.2 else 'does not learn'}"
