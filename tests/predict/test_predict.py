@@ -20,10 +20,24 @@ from gradwell.records.net import NetConfig
 from gradwell.shelf import shelf
 
 TABLE = json.loads((Path(__file__).parents[1] / "theory" / "reference_values.json").read_text())
-KEYS = (
-    "activation init depth width sigma_w2 sigma_b2 q_star chi depth_scale trainable_depth log10_gain log10_gain_sd "
-    "log10_gain_by_layer phase verdict advice"
-).split()
+KEYS = [
+    "activation",
+    "init",
+    "depth",
+    "width",
+    "sigma_w2",
+    "sigma_b2",
+    "q_star",
+    "chi",
+    "depth_scale",
+    "trainable_depth",
+    "log10_gain",
+    "log10_gain_sd",
+    "log10_gain_by_layer",
+    "phase",
+    "verdict",
+    "advice",
+]
 PLAIN = [name for name in TABLE["activations"] if name in shelf("gradwell.theory.activations")]
 
 

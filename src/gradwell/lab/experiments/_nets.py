@@ -133,7 +133,7 @@ def course(
     update: Callable[[list[Tensor]], None] | None = None,
     lr: float | None = None,
 ) -> list[float]:
-    """Losses of a training by plain SGD, `update` changing the gradients in place first; stops at what is not finite."""
+    """Losses of a training by SGD, `update` changing the gradients in place first; stops at what is not finite."""
     model = build(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

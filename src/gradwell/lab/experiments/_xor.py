@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,7 +20,8 @@ from gradwell.lab.replicas import (
     draw,
     train_xor,
 )
-from gradwell.report.lessons import VERMILLION, Line
+from gradwell.report.figures import VERMILLION
+from gradwell.report.lessons import Line
 from gradwell.theory.quadrature import Floats
 
 
@@ -30,7 +32,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     shape: Shape = Shape()
     init: str = "uniform01"
     optimizer: str = "adam"
-    settings: dict[str, object] = {}
+    settings: Mapping[str, Any] = msgspec.field(default_factory=dict)
     full_batch: bool = False
     clip_norm: float | None = None
     reference: tuple[int, int] | None = None
@@ -143,7 +145,9 @@ def _deviation(t: Trained) -> list[str]:
     room = 2 * math.sqrt(middle * (1 - middle) * (1 / 20 + 1 / t.seeds))
     if low - room <= found <= high + room:
         return []
-    return [f"{t.trial.name}: the reference solves {_expected(t.trial)} of 20, here {round(found * t.seeds)} of {t.seeds}"]
+    return [
+        f"{t.trial.name}: the reference solves {_expected(t.trial)} of 20, here {round(found * t.seeds)} of {t.seeds}"
+    ]
 
 
 def course_line(trained: Trained, name: str, *, color: str = VERMILLION, stroke: str = "solid") -> Line:

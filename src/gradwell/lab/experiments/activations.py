@@ -59,8 +59,19 @@ def activations(ask: Ask) -> Outcome:
         predicted_sign, measured_sign = _one_sign(name)
         steps = _steps(name, quick=ask.quick) if not ask.quick or name in QUICK else None
         far = float(unit.slope(np.array([10.0]))[0])
-        rows.append([name, float(entry.fact("MAX_SLOPE")), far, float(unit.slope(np.array([-10.0]))[0]),
-                     meanfield.mean_value(unit, 1.0), predicted_sign, measured_sign, _cost(name, quick=ask.quick), steps])
+        rows.append(
+            [
+                name,
+                float(entry.fact("MAX_SLOPE")),
+                far,
+                float(unit.slope(np.array([-10.0]))[0]),
+                meanfield.mean_value(unit, 1.0),
+                predicted_sign,
+                measured_sign,
+                _cost(name, quick=ask.quick),
+                steps,
+            ]
+        )
         facts[f"one sign: {name}"] = measured_sign
         facts[f"one sign predicted: {name}"] = predicted_sign
         if steps is not None:
@@ -68,7 +79,7 @@ def activations(ask: Ask) -> Outcome:
     identities, leak = _identities(), _leaky(ask)
     facts |= {"sigmoid slope at 10": float(nonlinearity("sigmoid").slope(np.array([10.0]))[0]),
               "identity error": max(float(e) for _, e in identities),
-              "leaky error": max(abs(float(r[1]) - float(r[2])) for r in leak)}  # fmt: skip
+              "leaky error": max(abs(float(str(r[1])) - float(str(r[2]))) for r in leak)}  # fmt: skip
     columns = ["activation", "largest slope", "slope at 10", "slope at -10", "mean output, z ~ N(0,1)",
                "one sign: predicted", "measured", "cost, ReLU = 1", "steps to loss .5"]  # fmt: skip
     return Outcome(
@@ -175,7 +186,9 @@ def _slopes() -> Spec:
 def _saturation() -> Spec:
     x = np.linspace(0, 12, 121)
     with np.errstate(divide="ignore"):
-        curves = [Line(n, list(x), list(np.log10(nonlinearity(n).slope(-x)))) for n in ("sigmoid", "tanh", "softsign", "elu")]
+        curves = [
+            Line(n, list(x), list(np.log10(nonlinearity(n).slope(-x)))) for n in ("sigmoid", "tanh", "softsign", "elu")
+        ]
     bound = predicted("exp(x), the tail of a sigmoid", list(x), list(x * -math.log10(math.e)))
     said = f"At -10 the sigmoid's slope is {math.log10(float(expit(10.0) * expit(-10.0))):.1f} decades."
     return lines([*curves, bound], title="Saturation: the slope at negative inputs", x="input, times -1",

@@ -15,8 +15,8 @@ from gradwell.lab.experiments import _nets as nets
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import loss_fn
 from gradwell.records.net import NetConfig
-from gradwell.report.figures import Spec
-from gradwell.report.lessons import BLUE, GREEN, GREY, PALETTE, PURPLE, VERMILLION, Line, bars, lines
+from gradwell.report.figures import BLUE, GREY, VERMILLION, Spec
+from gradwell.report.lessons import GREEN, PALETTE, PURPLE, Line, bars, lines
 
 Update = Callable[[list[Tensor]], None]
 
@@ -69,10 +69,11 @@ def clipping(ask: Ask) -> Outcome:
     """Norm clip, element clip and sign update: they tame an explosion and do not bring a vanished gradient back.
 
     What you see:
-        The net that explodes is NaN within a few steps; with its norm clipped it stays finite and its loss falls, for the
-        direction stays and only the length is cut. On the net that vanishes the norm clip does nothing at all: its
-        gradient is below the limit, and the first layer's share in it stays what it was. The sign update gives every
-        layer a step of one size, but the signs of the first layers carry no information: the loss does not fall.
+        The net that explodes is NaN within a few steps; with its norm clipped it stays finite and its loss falls, for
+        the direction stays and only the length is cut. On the net that vanishes the norm clip does nothing at all:
+        its gradient is below the limit, and the first layer's share in it stays what it was. The sign update gives
+        every layer a step of one size, but the signs of the first layers carry no information: the loss does not
+        fall.
 
     Why:
         A clip multiplies by a number of at most 1. It can make nothing larger, and by norm it keeps all ratios between
@@ -91,35 +92,72 @@ def clipping(ask: Ask) -> Outcome:
     curves: dict[str, list[Line]] = {"explodes": [], "vanishes": []}
     ratios: list[tuple[str, float, str]] = []
     colors = [VERMILLION, GREEN, BLUE, PURPLE, PALETTE[4]]
-    cases = [(kind, config, name) for kind, config in (("explodes", EXPLODES), ("vanishes", VANISHES)) for name in METHODS]
+    cases = [
+        (kind, config, name) for kind, config in (("explodes", EXPLODES), ("vanishes", VANISHES)) for name in METHODS
+    ]
     for kind, config, name in ask.track(cases, "trainings"):
         update, rate = METHODS[name]
         cosine, before, after, first, last = _on_first(config, update)
         losses = nets.course(config, steps, update=update, lr=config.lr * rate)
         end = nets.smooth(losses)[-1] if math.isfinite(losses[-1]) else math.nan
-        table.append([kind, name, before, after, 1.0 if name.startswith(("norm", "none")) else None, cosine, first, last,
-                      end, len(losses)])  # fmt: skip
-        facts |= {f"{kind}: {name}: loss": end, f"{kind}: {name}: cosine": cosine, f"{kind}: {name}: ratio": last,
-                  f"{kind}: {name}: before": first, f"{kind}: {name}: steps": len(losses)}  # fmt: skip
+        table.append(
+            [
+                kind,
+                name,
+                before,
+                after,
+                1.0 if name.startswith(("norm", "none")) else None,
+                cosine,
+                first,
+                last,
+                end,
+                len(losses),
+            ]
+        )
+        facts |= {
+            f"{kind}: {name}: loss": end,
+            f"{kind}: {name}: cosine": cosine,
+            f"{kind}: {name}: ratio": last,
+            f"{kind}: {name}: before": first,
+            f"{kind}: {name}: steps": len(losses),
+        }
         stroke = "dashed" if name == "none" else "solid"
         y = [math.log10(v) if math.isfinite(v) and v > 0 else math.inf for v in _cap(losses)]
         curves[kind].append(Line(name, list(range(len(y))), y, stroke, colors[len(curves[kind])]))
         ratios.append((f"{kind}, {name}", last, "after"))
         ratios.append((f"{kind}, {name}", first, "before"))
-    columns = ["net", "clip", "|g| before", "|g| after", "predicted cosine", "cosine with g",
-               "first/last layer before, decades", "after", "last loss", "steps"]  # fmt: skip
+    columns = [
+        "net",
+        "clip",
+        "|g| before",
+        "|g| after",
+        "predicted cosine",
+        "cosine with g",
+        "first/last layer before, decades",
+        "after",
+        "last loss",
+        "steps",
+    ]
     return Outcome(
         tables=[Table("what clipping does to the first gradient and to the training", columns, table)],
-        figures={"explodes": _losses(curves["explodes"], "explodes"), "vanishes": _losses(curves["vanishes"], "vanishes"),
-                 "ratio": bars(ratios, title="The first layer's gradient against the last one's",
-                               x="|dL/dW first| / |dL/dW last|, decades (log10)",
-                               said="A clip by norm leaves the ratio as it was; only element and sign clips change it.",
-                               colors={"before": GREY, "after": GREEN})},
-        lines=[f"{kind}, {name}: {'not finite' if math.isnan(facts[f'{kind}: {name}: loss']) else 'loss'} "
-               f"{facts[f'{kind}: {name}: loss']:.3g} after {facts[f'{kind}: {name}: steps']:.0f} steps"
-               for kind, _, name in cases],
+        figures={
+            "explodes": _losses(curves["explodes"], "explodes"),
+            "vanishes": _losses(curves["vanishes"], "vanishes"),
+            "ratio": bars(
+                ratios,
+                title="The first layer's gradient against the last one's",
+                x="|dL/dW first| / |dL/dW last|, decades (log10)",
+                said="A clip by norm leaves the ratio as it was; only element and sign clips change it.",
+                colors={"before": GREY, "after": GREEN},
+            ),
+        },
+        lines=[
+            f"{kind}, {name}: {'not finite' if math.isnan(facts[f'{kind}: {name}: loss']) else 'loss'} "
+            f"{facts[f'{kind}: {name}: loss']:.3g} after {facts[f'{kind}: {name}: steps']:.0f} steps"
+            for kind, _, name in cases
+        ],
         facts=facts,
-    )  # fmt: skip
+    )
 
 
 def _cap(losses: list[float]) -> list[float]:
@@ -146,5 +184,12 @@ def _losses(curves: list[Line], kind: str) -> Spec:
     for c in curves:
         finite = [v for v in c.y if np.isfinite(v)]
         ends.append(f"{c.name}: {'not finite' if not math.isfinite(c.y[-1]) else f'{10 ** finite[-1]:.2g}'}")
-    return lines(curves, title=f"Loss of the net that {kind}", x="step", y="loss, decades (log10)", span=2.0,
-                 said="; ".join(ends) + ".", marks={"ln 10: chance": math.log10(math.log(10))})  # fmt: skip
+    return lines(
+        curves,
+        title=f"Loss of the net that {kind}",
+        x="step",
+        y="loss, decades (log10)",
+        span=2.0,
+        said="; ".join(ends) + ".",
+        marks={"ln 10: chance": math.log10(math.log(10))},
+    )

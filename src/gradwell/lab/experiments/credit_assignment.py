@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import islice
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,8 @@ from gradwell.lab.experiments import _nets as nets
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import batches, loss_fn
 from gradwell.records.net import NetConfig
-from gradwell.report.lessons import BLUE, GREEN, VERMILLION, Line, bars, lines, predicted
+from gradwell.report.figures import BLUE, VERMILLION
+from gradwell.report.lessons import GREEN, Line, bars, lines, predicted
 from gradwell.theory import meanfield
 from gradwell.theory.quadrature import Floats
 
@@ -43,8 +46,10 @@ def credit_assignment(ask: Ask) -> Outcome:
     sick = NetConfig(depth=depth, activation="sigmoid", lr=0.1)
     well = NetConfig(depth=depth, activation="tanh", init="lecun", lr=0.05)
     first = {"sick (sigmoid)": _first_step(sick), "healthy (tanh, LeCun)": _first_step(well)}
-    guess = {"sick (sigmoid)": _predict("sigmoid", depth, 1 / 3, 1 / 192),
-             "healthy (tanh, LeCun)": _predict("tanh", depth, 1.0, 0.0)}  # fmt: skip
+    guess = {
+        "sick (sigmoid)": _predict("sigmoid", depth, 1 / 3, 1 / 192),
+        "healthy (tanh, LeCun)": _predict("tanh", depth, 1.0, 0.0),
+    }
     layers = list(range(2, depth + 1))
     curves, checks, rows = [], [], []
     for (name, values), color in zip(first.items(), (VERMILLION, GREEN), strict=True):
@@ -64,33 +69,63 @@ def credit_assignment(ask: Ask) -> Outcome:
     for name, config in (("sick", sick), ("healthy", well)):
         for part in ask.track(("all", "top half", "bottom half", "all + auxiliary loss"), f"{name}: parts"):
             loss = _train_part(config, steps, part)
-            frozen.append((f"{name}: {part} trained" if part != "all + auxiliary loss" else f"{name}: {part}", loss, "loss"))
+            frozen.append(
+                (f"{name}: {part} trained" if part != "all + auxiliary loss" else f"{name}: {part}", loss, "loss")
+            )
             facts[f"{name}: {part}"] = loss
     boosts = _auxiliary(sick)
-    facts |= {"sick slope": rows[0][2], "healthy slope": rows[1][2], "auxiliary": boosts,
-              "worst slope": max(abs(a - b) for _, a, b in checks)}  # fmt: skip
-    over_time = [Line(f"{name}, layer {k + 1}", [s for s, _ in moved[name]],
-                      [float(v[k]) for _, v in moved[name]], stroke, color)
-                 for name, stroke in (("sick", "dashed"), ("healthy", "solid"))
-                 for k, color in ((0, VERMILLION), (depth // 2, BLUE), (depth - 1, GREEN))]  # fmt: skip
+    facts |= {
+        "sick slope": checks[0][2],
+        "healthy slope": checks[1][2],
+        "auxiliary": boosts,
+        "worst slope": max(abs(a - b) for _, a, b in checks),
+    }
+    over_time = [
+        Line(
+            f"{name}, layer {k + 1}", [s for s, _ in moved[name]], [float(v[k]) for _, v in moved[name]], stroke, color
+        )
+        for name, stroke in (("sick", "dashed"), ("healthy", "solid"))
+        for k, color in ((0, VERMILLION), (depth // 2, BLUE), (depth - 1, GREEN))
+    ]
     return Outcome(
         tables=[
-            Table("dW/W of the first step: decades a layer, towards the output", ["net", "predicted", "measured"], rows),
-            Table("log10 |W - W_0| / |W_0| by layer", ["net", "step", *[f"layer {k + 1}" for k in range(depth)]], course_rows),
+            Table(
+                "dW/W of the first step: decades a layer, towards the output", ["net", "predicted", "measured"], rows
+            ),
+            Table(
+                "log10 |W - W_0| / |W_0| by layer",
+                ["net", "step", *[f"layer {k + 1}" for k in range(depth)], "head"],
+                course_rows,
+            ),
             Table(f"loss after {steps} steps", ["what is trained", "loss"], [[n, v] for n, v, _ in frozen]),
         ],
         figures={
-            "first-step": lines(curves, title="|dW| / |W| of the first step of SGD", x="layer, counted from the input",
-                                y="decades (log10)", said=f"Sick {rows[0][2]:+.2f}, healthy {rows[1][2]:+.2f} decades a layer."),
-            "when": lines(over_time, title="How far each layer has moved", x="step", y="log10 |W - W_0| / |W_0|",
-                          said="In the sick net the first layer stays where it was."),
-            "frozen": bars(frozen, title="Which part is worth training", x=f"loss after {steps} steps",
-                           said="; ".join(f"{n}: {v:.2f}" for n, v, _ in frozen) + ".", marks={"chance": math.log(10)}),
+            "first-step": lines(
+                curves,
+                title="|dW| / |W| of the first step of SGD",
+                x="layer, counted from the input",
+                y="decades (log10)",
+                said=f"Sick {rows[0][2]:+.2f}, healthy {rows[1][2]:+.2f} decades a layer.",
+            ),
+            "when": lines(
+                over_time,
+                title="How far each layer has moved",
+                x="step",
+                y="log10 |W - W_0| / |W_0|",
+                said="In the sick net the first layer stays where it was.",
+            ),
+            "frozen": bars(
+                frozen,
+                title="Which part is worth training",
+                x=f"loss after {steps} steps",
+                said="; ".join(f"{n}: {v:.2f}" for n, v, _ in frozen) + ".",
+                marks={"chance": math.log(10)},
+            ),
         },
         lines=[f"an auxiliary loss at half depth raises the first layer's gradient by {boosts:.1f} decades"],
         deviations=disagreements(checks, within=0.15, unit="decades a layer"),
         facts=facts,
-    )  # fmt: skip
+    )
 
 
 def _linears(model: nn.Module) -> list[nn.Linear]:
@@ -100,16 +135,15 @@ def _linears(model: nn.Module) -> list[nn.Linear]:
 def _first_step(config: NetConfig) -> Floats:
     """log10 lr |dL/dW_l| / |W_l| of each layer, median over 5 nets."""
     found = []
-    for s, seed in ((s, seed) for seed in range(5) for s in nets.measured(_seed(config, seed), 1)):
+    for seed in range(5):
         model = build(_seed(config, seed))
+        s = nets.sizes(model, next(batches(_seed(config, seed))), loss_fn(config))
         weights = np.array([float(m.weight.detach().double().norm()) for m in _linears(model)])
         found.append(np.log10(config.lr * s.weight_grads / weights))
     return np.asarray(np.median(np.array(found), axis=0))
 
 
 def _seed(config: NetConfig, seed: int) -> NetConfig:
-    import msgspec
-
     return msgspec.structs.replace(config, seed=seed)
 
 
@@ -126,19 +160,19 @@ def _moved(config: NetConfig, steps: int) -> list[tuple[int, Floats]]:
     start = [m.weight.detach().clone() for m in _linears(model)]
     found = []
     every = max(1, steps // 12)
-    for step, _ in enumerate(_steps(model, config, list(model.parameters()), steps), start=1):
+    for step, _ in enumerate(_each(model, config, list(model.parameters()), steps), start=1):
         if step % every == 0 or step == 1:
-            ratios = [float((m.weight.detach() - w).norm() / w.norm()) for m, w in zip(_linears(model), start, strict=True)]
+            ratios = [
+                float((m.weight.detach() - w).norm() / w.norm()) for m, w in zip(_linears(model), start, strict=True)
+            ]
             found.append((step, np.log10(np.maximum(ratios, 1e-12))))
     return found
 
 
-def _steps(model: nn.Module, config: NetConfig, params: list[Tensor], steps: int, aux: nn.Module | None = None) -> list[float]:
-    """Losses of SGD with momentum on some parameters; `aux` is a classifier at half depth."""
-    return list(_each(model, config, params, steps, aux))
-
-
-def _each(model: nn.Module, config: NetConfig, params: list[Tensor], steps: int, aux: nn.Module | None):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _each(
+    model: nn.Module, config: NetConfig, params: list[Tensor], steps: int, aux: nn.Module | None = None
+) -> Iterator[float]:
+    """The losses of SGD with momentum on some parameters, step by step; `aux` is a classifier at half depth."""
     optimizer = torch.optim.SGD(params, lr=config.lr, momentum=config.momentum)
     loss = loss_fn(config)
     for pair in islice(batches(config), steps):
@@ -167,7 +201,7 @@ def _train_part(config: NetConfig, steps: int, part: str) -> float:
             torch.manual_seed(1)
             aux = nn.Linear(config.width, 10)
         params += list(aux.parameters())
-    return nets.smooth(_steps(model, config, params, steps, aux))[-1]
+    return nets.smooth(list(_each(model, config, params, steps, aux)))[-1]
 
 
 def _auxiliary(config: NetConfig) -> float:

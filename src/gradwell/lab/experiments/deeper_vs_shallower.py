@@ -14,7 +14,8 @@ from gradwell.lab.experiment import Ask, Outcome, Table, disagreements
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import batches, held_out, loss_fn
 from gradwell.records.net import NetConfig
-from gradwell.report.lessons import BLUE, GREEN, GREY, PURPLE, VERMILLION, Line, lines, predicted
+from gradwell.report.figures import BLUE, GREY, VERMILLION
+from gradwell.report.lessons import GREEN, PURPLE, Line, lines, predicted
 from gradwell.theory.quadrature import Floats
 
 OPTIONS = ("depth", "epochs")
@@ -59,8 +60,8 @@ def deeper_vs_shallower(ask: Ask) -> Outcome:
         residual net most of the gradient comes along paths through few blocks.
 
     Why:
-        A plain layer multiplies the gradient; a block x + F(x) adds to it. Multiplying out the product of (1 + J_l) gives
-        one term for each subset of blocks.
+        A plain layer multiplies the gradient; a block x + F(x) adds to it. Multiplying out the product of (1 + J_l)
+        gives one term for each subset of blocks.
 
     Formula:
         With branches of squared gain chi the paths through k of L blocks carry binom(L, k) chi^k / (1 + chi)^L of the
@@ -76,11 +77,14 @@ def deeper_vs_shallower(ask: Ask) -> Outcome:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         models: dict[str, nn.Module] = {
-            f"plain, {SHALLOW} layers": build(shallow), f"plain, {depth} layers": build(deep),
-            f"residual, {depth} layers": build(residual), f"highway, {depth} layers": HighwayNet(depth),
-        }  # fmt: skip
+            f"plain, {SHALLOW} layers": build(shallow),
+            f"plain, {depth} layers": build(deep),
+            f"residual, {depth} layers": build(residual),
+            f"highway, {depth} layers": HighwayNet(depth),
+        }
     rows: list[list[object]] = []
-    curves, facts = [], {}
+    curves: list[Line] = []
+    facts: dict[str, float] = {}
     styles = [(GREY, "dashed"), (VERMILLION, "dashed"), (GREEN, "solid"), (BLUE, "solid")]
     for (name, model), (color, stroke) in zip(ask.track(list(models.items()), "trainings"), styles, strict=True):
         losses = _train(model, shallow, steps)
@@ -91,28 +95,51 @@ def deeper_vs_shallower(ask: Ask) -> Outcome:
     same = _identity_layers(depth)
     rows.append([f"plain ReLU, {SHALLOW} layers + {depth - SHALLOW} set to identity", same[0], same[1]])
     paths, expected, chi = _paths(ask.pick(400, 60))
-    figure = lines(curves, title="Deeper is worse, unless there are shortcuts", x="step of Adam .003",
-                   y="training loss, decades (log10)", span=3.0, said="; ".join(f"{r[0]}: {r[1]:.2g}" for r in rows) + ".",
-                   marks={"ln 10: chance": math.log10(math.log(10))})  # fmt: skip
+    figure = lines(
+        curves,
+        title="Deeper is worse, unless there are shortcuts",
+        x="step of Adam .003",
+        y="training loss, decades (log10)",
+        span=3.0,
+        said="; ".join(f"{r[0]}: {r[1]:.2g}" for r in rows) + ".",
+        marks={"ln 10: chance": math.log10(math.log(10))},
+    )
     k = list(range(len(paths)))
-    by_length = lines([Line("measured", k, list(100 * paths), color=PURPLE, points=True),
-                       predicted("predicted: binomial", k, list(100 * expected))],
-                      title=f"Residual net of 16 blocks, chi = {chi:.2f}: who brings the gradient", span=None,
-                      x="blocks that the path goes through", y="percent of the squared gradient",
-                      said=f"Half of the gradient comes through at most {int(np.searchsorted(np.cumsum(paths), 0.5))} of "
-                      "16 blocks.")  # fmt: skip
+    by_length = lines(
+        [
+            Line("measured", k, list(100 * paths), color=PURPLE, points=True),
+            predicted("predicted: binomial", k, list(100 * expected)),
+        ],
+        title=f"Residual net of 16 blocks, chi = {chi:.2f}: who brings the gradient",
+        span=None,
+        x="blocks that the path goes through",
+        y="percent of the squared gradient",
+        said=f"Half of the gradient comes through at most {int(np.searchsorted(np.cumsum(paths), 0.5))} of 16 blocks.",
+    )
     mean = [float(p @ np.arange(len(p))) for p in (expected, paths)]
     return Outcome(
-        tables=[Table(f"digits, {steps} steps", ["net", "training loss", "held-out accuracy"], rows),
-                Table("share of the squared gradient by path length", ["blocks", "predicted", "measured"],
-                      [[n, float(e), float(p)] for n, (e, p) in enumerate(zip(expected, paths, strict=True))])],
+        tables=[
+            Table(f"digits, {steps} steps", ["net", "training loss", "held-out accuracy"], rows),
+            Table(
+                "share of the squared gradient by path length",
+                ["blocks", "predicted", "measured"],
+                [[n, float(e), float(p)] for n, (e, p) in enumerate(zip(expected, paths, strict=True))],
+            ),
+        ],
         figures={"loss": figure, "paths": by_length},
-        lines=[f"deep net with identity layers minus shallow net: {same[2]:g}",
-               f"mean path length: predicted {mean[0]:.2f}, measured {mean[1]:.2f} of 16 blocks"],
+        lines=[
+            f"deep net with identity layers minus shallow net: {same[2]:g}",
+            f"mean path length: predicted {mean[0]:.2f}, measured {mean[1]:.2f} of 16 blocks",
+        ],
         deviations=disagreements([("mean path length", mean[0], mean[1])], within=0.5, unit="blocks"),
-        facts={**facts, "same": same[2], "mean path": mean[1], "predicted path": mean[0],
-               "worst path": float(np.abs(paths - expected).max())},
-    )  # fmt: skip
+        facts={
+            **facts,
+            "same": same[2],
+            "mean path": mean[1],
+            "predicted path": mean[0],
+            "worst path": float(np.abs(paths - expected).max()),
+        },
+    )
 
 
 def _train(model: nn.Module, config: NetConfig, steps: int) -> list[float]:

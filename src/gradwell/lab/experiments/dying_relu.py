@@ -14,8 +14,8 @@ from gradwell.lab.modules import activation
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import batches, held_out, loss_fn
 from gradwell.records.net import NetConfig
-from gradwell.report.figures import Spec
-from gradwell.report.lessons import GREEN, GREY, VERMILLION, Line, bars, lines
+from gradwell.report.figures import GREY, VERMILLION, Spec
+from gradwell.report.lessons import GREEN, Line, bars, lines
 
 NET = NetConfig(depth=4, init="he", momentum=0.0)
 
@@ -24,9 +24,9 @@ def dying_relu(ask: Ask) -> Outcome:
     """A ReLU unit that is off for every example gets no gradient and stays off; leaky slopes bring it back.
 
     What you see:
-        The share of dead units grows with the learning rate: one large step pushes biases and weights so far down that
-        a unit is off for all examples. A negative bias does the same from the start. Put leaky ReLU, PReLU or ELU in the
-        place of ReLU and train on: the dead units come back; with ReLU they stay dead.
+        The share of dead units grows with the learning rate: one large step pushes biases and weights so far down
+        that a unit is off for all examples. A negative bias does the same from the start. Put leaky ReLU, PReLU or
+        ELU in the place of ReLU and train on: the dead units come back; with ReLU they stay dead.
 
     Why:
         The slope is 0 where the input is negative: nothing reaches the weights that could lift the unit.
@@ -41,7 +41,9 @@ def dying_relu(ask: Ask) -> Outcome:
     steps = ask.pick(300, 40)
     rates = ask.pick([0.01, 0.05, 0.2, 0.5, 1.0, 2.0], [0.01, 0.5, 2.0])
     biases = ask.pick([1.0, 0.0, -1.0, -2.0, -4.0], [0.0, -2.0, -4.0])
-    by_rate, by_bias, revived = [], [], []
+    by_rate: list[list[float]] = []
+    by_bias: list[list[object]] = []
+    revived: list[tuple[str, float, float]] = []
     facts: dict[str, float] = {}
     for rate in ask.track(rates, "learning rates"):
         model = build(NET)
@@ -62,7 +64,7 @@ def dying_relu(ask: Ask) -> Outcome:
         facts[f"bias {bias:g}"] = dead
     for name in ask.track(("relu", "leaky_relu", "prelu", "elu"), "cures"):
         before, after = _revive(name, steps)
-        revived.append([name, before, after])
+        revived.append((name, before, after))
         facts |= {f"{name} before": before, f"{name} after": after}
     grad = _dead_gradient()
     facts |= {"dead gradient": grad, "off error": max(abs(a - b) for _, a, b in checks)}
@@ -72,19 +74,32 @@ def dying_relu(ask: Ask) -> Outcome:
     return Outcome(
         tables=[
             Table(f"learning rate, {steps} steps on digits", ["learning rate", "dead share", "last loss"], by_rate),
-            Table("bias at the start", ["bias", "predicted share off", "measured share off", "dead share, 4 layers",
-                                        "last loss"], by_bias),
-            Table("a net with many dead units, activation replaced", ["activation", "dead before", "dead after"], revived),
+            Table(
+                "bias at the start",
+                ["bias", "predicted share off", "measured share off", "dead share, 4 layers", "last loss"],
+                by_bias,
+            ),
+            Table(
+                "a net with many dead units, activation replaced",
+                ["activation", "dead before", "dead after"],
+                [list(r) for r in revived],
+            ),
         ],
-        figures={"rate": _by_rate(by_rate),
-                 "revive": bars(rows, title="Dead units, before and after training on with another activation",
-                                x="percent of units", colors={"before": GREY, "after training on": GREEN},
-                                said="; ".join(f"{n}: {100 * b:.0f} to {100 * a:.0f} %" for n, b, a in revived) + ".",
-                                domain=(0, 100))},
+        figures={
+            "rate": _by_rate(by_rate),
+            "revive": bars(
+                rows,
+                title="Dead units, before and after training on with another activation",
+                x="percent of units",
+                colors={"before": GREY, "after training on": GREEN},
+                said="; ".join(f"{n}: {100 * b:.0f} to {100 * a:.0f} %" for n, b, a in revived) + ".",
+                domain=(0, 100),
+            ),
+        },
         lines=[f"largest weight gradient of a dead unit: {grad:g}"],
         deviations=disagreements(checks, within=0.03, unit="share"),
         facts=facts,
-    )  # fmt: skip
+    )
 
 
 def _train(model: nn.Module, config: NetConfig, steps: int, rate: float) -> float:
@@ -130,7 +145,7 @@ def _sick() -> tuple[nn.Module, NetConfig]:
     with torch.no_grad():
         for module in model.get_submodule("hidden").children():
             if isinstance(module, nn.Linear):
-                module.bias[: module.out_features // 2] = -4.0
+                module.bias[: module.out_features // 2] = -2.5
     return model, NET
 
 
@@ -143,7 +158,7 @@ def _revive(name: str, steps: int) -> tuple[float, float]:
             new = nn.LeakyReLU(0.1) if name == "leaky_relu" else activation(name)
             setattr(hidden, key, new)
     model.double().float()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     loss = loss_fn(config)
     for pair in islice(batches(config), 3 * steps):
         optimizer.zero_grad()
@@ -164,6 +179,12 @@ def _dead_gradient() -> float:
 
 def _by_rate(rows: list[list[float]]) -> Spec:
     curve = Line("dead units", [r[0] for r in rows], [100 * r[1] for r in rows], color=VERMILLION, points=True)
-    return lines([curve], title="Dead units against the learning rate", x="learning rate of SGD (log)",
-                 y="percent of units", domain=(0.0, 104.0), log_x=True,
-                 said="; ".join(f"{r[0]:g}: {100 * r[1]:.0f} %" for r in rows) + ".")  # fmt: skip
+    return lines(
+        [curve],
+        title="Dead units against the learning rate",
+        x="learning rate of SGD (log)",
+        y="percent of units",
+        domain=(0.0, 104.0),
+        log_x=True,
+        said="; ".join(f"{r[0]:g}: {100 * r[1]:.0f} %" for r in rows) + ".",
+    )

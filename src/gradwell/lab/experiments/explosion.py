@@ -14,8 +14,8 @@ from gradwell.lab.experiments import _nets as nets
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import loss_fn
 from gradwell.records.net import NetConfig
-from gradwell.report.figures import Spec
-from gradwell.report.lessons import BLUE, GREEN, PALETTE, VERMILLION, Line, lines, predicted
+from gradwell.report.figures import BLUE, VERMILLION, Spec
+from gradwell.report.lessons import GREEN, PALETTE, Line, lines, predicted
 from gradwell.theory import meanfield, recurrent
 
 OPTIONS = ("depth", "seeds")
@@ -26,17 +26,17 @@ def explosion(ask: Ask) -> Outcome:
 
     What you see:
         On a log axis the gradient is a straight line over depth and over time: gain^L and lambda^T. The larger the
-        loss, the larger the gradient, the larger the step, the larger the loss: a few steps later float32 overflows, and
-        the step and the layer are named.
+        loss, the larger the gradient, the larger the step, the larger the loss: a few steps later float32 overflows,
+        and the step and the layer are named.
 
     Why:
-        Each layer multiplies. A unit passes on the sum of the slopes to all units above it: where |sum_y dy/dx| is above
-        1 for more than a few, the gradient grows.
+        Each layer multiplies. A unit passes on the sum of the slopes to all units above it: where |sum_y dy/dx| is
+        above 1 for more than a few, the gradient grows.
 
     Formula:
-        |delta_1| / |delta_L| = prod sqrt(chi), chi = sigma_w2 (linear) or sigma_w2 / 2 (ReLU); a recurrence W = lambda Q
-        gives lambda^T: 1.1^50 = 117.39, 0.9^50 = 0.00515. sum_y dy/dx ~ N(0, chi) for random weights, so its share above
-        1 is erfc(1 / sqrt(2 sigma_w2)), half of that for ReLU.
+        |delta_1| / |delta_L| = prod sqrt(chi), chi = sigma_w2 (linear) or sigma_w2 / 2 (ReLU); a recurrence W =
+        lambda Q gives lambda^T: 1.1^50 = 117.39, 0.9^50 = 0.00515. sum_y dy/dx ~ N(0, chi) for random weights, so its
+        share above 1 is erfc(1 / sqrt(2 sigma_w2)), half of that for ReLU.
 
     Source:
         Pascanu, Mikolov and Bengio 2013; Hochreiter 1991.
@@ -54,19 +54,29 @@ def explosion(ask: Ask) -> Outcome:
             Table("units with |sum_y dy/dx| > 1", ["unit", "sigma_w2", "predicted share", "measured share"], sums),
             Table("until it is not finite", ["step", "loss", "|gradient|"], [list(r) for r in course]),
         ],
-        figures={"depth": _figure(curves, "depth"), "time": _figure(time_curves, "time"), "training": _training(course)},
+        figures={
+            "depth": _figure(curves, "depth"),
+            "time": _figure(time_curves, "time"),
+            "training": _training(course),
+        },
         lines=[words],
         deviations=disagreements(checks, within=3 * math.sqrt(5 * depth / 64 / seeds) / (2 * math.log(10)) + 0.1),
-        facts={"worst": worst, "0.9^50": 10 ** float(str(over_time[0][2])), "1.1^50": 10 ** float(str(over_time[1][2])),
-               "sums": max(abs(float(str(r[2])) - float(str(r[3]))) for r in sums), **told},
-    )  # fmt: skip
+        facts={
+            "worst": worst,
+            "0.9^50": 10 ** float(str(over_time[0][2])),
+            "1.1^50": 10 ** float(str(over_time[1][2])),
+            "sums": max(abs(float(str(r[2])) - float(str(r[3]))) for r in sums),
+            **told,
+        },
+    )
 
 
 def _over_depth(
     ask: Ask, depth: int, seeds: int
 ) -> tuple[list[list[object]], list[Line], list[tuple[str, float, float]]]:
     rows: list[list[object]] = []
-    curves, checks = [], []
+    curves: list[Line] = []
+    checks: list[tuple[str, float, float]] = []
     cases = [(a, w2) for a in ("identity", "relu") for w2 in (1.0, 2.0, 4.0)]
     for activation, w2 in ask.track(cases, "over depth"):
         config = NetConfig(depth=depth, activation=activation, task="gaussian", dtype="float64")
@@ -91,8 +101,11 @@ def _over_time() -> tuple[list[list[object]], list[Line]]:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(32, 32, generator=generator, dtype=torch.float64)
     turn = torch.linalg.qr(noise)[0]
-    cases = {"0.9 x orthogonal": 0.9 * turn, "1.1 x orthogonal": 1.1 * turn,
-             "Gaussian, sigma_w2 = 1.2": noise * math.sqrt(1.2 / 32)}  # fmt: skip
+    cases = {
+        "0.9 x orthogonal": 0.9 * turn,
+        "1.1 x orthogonal": 1.1 * turn,
+        "Gaussian, sigma_w2 = 1.2": noise * math.sqrt(1.2 / 32),
+    }
     for k, (name, weight) in enumerate(cases.items()):
         h = torch.randn(256, 32, generator=generator, dtype=torch.float64).requires_grad_()
         x, states = h, [h]
@@ -104,8 +117,10 @@ def _over_time() -> tuple[list[list[object]], list[Line]]:
         y = [math.log10(float(g.norm() / cotangent.norm())) for g in reversed(grads)]
         theory = [recurrent.power_gain(weight.numpy(), t) for t in range(51)]
         rows.append([name, theory[-1], y[-1]])
-        curves += [Line(name, list(range(51)), y, color=(BLUE, VERMILLION, GREEN)[k]),
-                   predicted(f"predicted {name}", list(range(51)), theory)]  # fmt: skip
+        curves += [
+            Line(name, list(range(51)), y, color=(BLUE, VERMILLION, GREEN)[k]),
+            predicted(f"predicted {name}", list(range(51)), theory),
+        ]
     return rows, curves
 
 
@@ -174,9 +189,14 @@ def _training(course: list[tuple[int, float, float]]) -> Spec:
         return math.log10(value) if math.isfinite(value) and value > 0 else math.inf
 
     steps = [s for s, _, _ in course]
-    curves = [Line("loss", steps, [log(v) for _, v, _ in course], points=True),
-              Line("gradient norm", steps, [log(g) for _, _, g in course], points=True)]  # fmt: skip
-    return lines(curves, title="Large loss, large gradient, larger loss", x="step", y="decades (log10)",
-                 said=f"From {course[0][1]:.2g} at step 0 to not finite at step {course[-1][0]}.")  # fmt: skip
-
-
+    curves = [
+        Line("loss", steps, [log(v) for _, v, _ in course], points=True),
+        Line("gradient norm", steps, [log(g) for _, _, g in course], points=True),
+    ]
+    return lines(
+        curves,
+        title="Large loss, large gradient, larger loss",
+        x="step",
+        y="decades (log10)",
+        said=f"From {course[0][1]:.2g} at step 0 to not finite at step {course[-1][0]}.",
+    )

@@ -15,9 +15,20 @@ from gradwell.theory.quadrature import Floats
 OPTIONS = ("epochs",)
 NAMES = ("age", "education", "income", "savings")
 START = {
-    "w1": 0.4, "w2": 0.3, "w3": -0.2, "w4": 0.1, "b1": 0.0,
-    "w5": -0.1, "w6": 0.2, "w7": 0.5, "w8": 0.3, "b2": 0.0, "w9": 0.6, "w10": 0.7, "b3": -0.5,
-}  # fmt: skip
+    "w1": 0.4,
+    "w2": 0.3,
+    "w3": -0.2,
+    "w4": 0.1,
+    "b1": 0.0,
+    "w5": -0.1,
+    "w6": 0.2,
+    "w7": 0.5,
+    "w8": 0.3,
+    "b2": 0.0,
+    "w9": 0.6,
+    "w10": 0.7,
+    "b3": -0.5,
+}
 """w1 to w4 lead to awareness, w5 to w8 to affordability, w9 and w10 to the output."""
 
 
@@ -32,10 +43,10 @@ def insurance(ask: Ask) -> Outcome:
         The chain rule multiplies one factor a layer. Whatever the factors are, below 1 their product dies with depth.
 
     Formula:
-        awareness = sigma(w1 age + w2 education + w3 income + w4 savings + b1), affordability = sigma(w5 age + ... + b2),
-        buys = sigma(w9 awareness + w10 affordability + b3), L = -t ln y - (1 - t) ln(1 - y);
-        dL/dw8 = (y - t) w10 f (1 - f) savings, dL/dw1 = (y - t) w9 a (1 - a) age. The data follow a stated rule: somebody
-        buys when 0.6 age + 0.8 education + 0.3 income + 0.3 savings > 1, all four uniform in 0 to 1.
+        awareness = sigma(w1 age + w2 education + w3 income + w4 savings + b1), affordability = sigma(w5 age + ... +
+        b2), buys = sigma(w9 awareness + w10 affordability + b3), L = -t ln y - (1 - t) ln(1 - y); dL/dw8 = (y - t)
+        w10 f (1 - f) savings, dL/dw1 = (y - t) w9 a (1 - a) age. The data follow a stated rule: somebody buys when
+        0.6 age + 0.8 education + 0.3 income + 0.3 savings > 1, all four uniform in 0 to 1.
 
     Source:
         The example of introductory courses; data made here.
@@ -62,27 +73,57 @@ def insurance(ask: Ask) -> Outcome:
     depths = list(range(1, 11))
     measured = [_through(d) for d in depths]
     products = [math.log10(0.03) - d for d in range(11)]
-    table: list[list[object]] = [[name, START[name], ours[name], auto[name], START[name] - lr * ours[name], weights[name]]
-                                 for name in START]  # fmt: skip
+    table: list[list[object]] = [
+        [name, START[name], ours[name], auto[name], START[name] - lr * ours[name], weights[name]] for name in START
+    ]
     figure = lines(
-        [Line("measured: sigmoid layers between, w = 1", depths, measured, points=True),
-         predicted("0.1 a layer x .03", list(range(11)), products)],
-        title="The gradient of an early weight, by layers between it and the loss", x="layers between",
-        y="|dL/dw1|, decades (log10)", said=f"Five layers: {measured[4]:.1f} decades measured, {products[5]:.1f} with 0.1 "
-        "a layer.")  # fmt: skip
-    course = lines([Line("loss", list(range(1, epochs + 1)), losses, color=GREEN)], title="Loss of the eight-weight net",
-                   x="epoch", y="cross-entropy", said=f"From {losses[0]:.2f} to {losses[-1]:.2f}.", span=None,
-                   marks={"ln 2: chance": math.log(2)})  # fmt: skip
+        [
+            Line("measured: sigmoid layers between, w = 1", depths, measured, points=True),
+            predicted("0.1 a layer x .03", list(range(11)), products),
+        ],
+        title="The gradient of an early weight, by layers between it and the loss",
+        x="layers between",
+        y="|dL/dw1|, decades (log10)",
+        said=f"Five layers: {measured[4]:.1f} decades measured, {products[5]:.1f} with 0.1 a layer.",
+    )
+    course = lines(
+        [Line("loss", list(range(1, epochs + 1)), losses, color=GREEN)],
+        title="Loss of the eight-weight net",
+        x="epoch",
+        y="cross-entropy",
+        said=f"From {losses[0]:.2f} to {losses[-1]:.2f}.",
+        span=None,
+        marks={"ln 2: chance": math.log(2)},
+    )
     checks = [(name, ours[name], auto[name]) for name in START]
     return Outcome(
-        tables=[Table("one update, lr .5", ["weight", "start", "chain rule (predicted)", "autograd (measured)",
-                                            "after the update", f"after {epochs} epochs"], table)],
+        tables=[
+            Table(
+                "one update, lr .5",
+                [
+                    "weight",
+                    "start",
+                    "chain rule (predicted)",
+                    "autograd (measured)",
+                    "after the update",
+                    f"after {epochs} epochs",
+                ],
+                table,
+            )
+        ],
         figures={"product": figure, "loss": course},
         lines=[*lines_, f"after {epochs} epochs: loss {losses[-1]:.3f}, {accuracy:.0%} of {len(t)} people right"],
         deviations=disagreements(checks, within=1e-12, unit=""),
-        facts={"w8": ours["w8"], "autograd": auto["w8"], "new": new, "accuracy": accuracy, "loss": losses[-1],
-               "first_loss": losses[0], "slope": (measured[-1] - measured[0]) / 9},
-    )  # fmt: skip
+        facts={
+            "w8": ours["w8"],
+            "autograd": auto["w8"],
+            "new": new,
+            "accuracy": accuracy,
+            "loss": losses[-1],
+            "first_loss": losses[0],
+            "slope": (measured[-1] - measured[0]) / 9,
+        },
+    )
 
 
 def _people(count: int) -> tuple[Floats, Floats]:
@@ -139,7 +180,7 @@ def _train(x: Floats, t: Floats, epochs: int, lr: float) -> tuple[dict[str, floa
             grads = torch.autograd.grad(loss, list(p.values()))
             with torch.no_grad():
                 for value, g in zip(p.values(), grads, strict=True):
-                    value -= 4 * lr * g
+                    value.sub_(4 * lr * g)
         losses.append(float(loss.detach()))
     with torch.no_grad():
         right = float(((_logit(p, inputs) > 0) == (targets > 0.5)).double().mean())

@@ -6,8 +6,9 @@ import numpy as np
 
 from gradwell.lab.experiment import Ask, Outcome, Table
 from gradwell.lab.experiments import _xor as xor
-from gradwell.lab.replicas import XOR_INPUTS, XOR_TARGETS, Replicas, Shape
-from gradwell.report.lessons import GREEN, VERMILLION, lines
+from gradwell.lab.replicas import XOR_INPUTS, XOR_TARGETS, Replicas, Shape, draw
+from gradwell.report.figures import VERMILLION
+from gradwell.report.lessons import GREEN, lines
 from gradwell.theory.quadrature import Floats
 
 OPTIONS = ("depth", "seeds", "epochs")
@@ -70,7 +71,7 @@ def linear_is_not_enough(ask: Ask) -> Outcome:
 def _difference(shape: Shape, seeds: int) -> float:
     """Largest difference between the nets and the products of their matrices, at their start."""
     nets = Replicas(shape, seeds, batch=4)
-    xor.draw(nets, "xavier_uniform", range(seeds))
+    draw(nets, "xavier_uniform", range(seeds))
     for bias in nets.biases:
         bias[...] = 0.3
     out = nets.forward(XOR_INPUTS)

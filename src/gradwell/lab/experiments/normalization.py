@@ -9,7 +9,8 @@ import numpy as np
 from gradwell.lab.experiment import Ask, Outcome, Table, disagreements
 from gradwell.lab.experiments import _nets as nets
 from gradwell.records.net import NetConfig
-from gradwell.report.lessons import BLUE, GREEN, PURPLE, VERMILLION, Line, lines, predicted
+from gradwell.report.figures import BLUE, VERMILLION, Spec
+from gradwell.report.lessons import GREEN, PURPLE, Line, lines, predicted
 from gradwell.theory import meanfield, norms
 from gradwell.theory.quadrature import Floats
 
@@ -39,12 +40,15 @@ def normalization(ask: Ask) -> Outcome:
     """
     depth, seeds, steps = ask.depth or 20, ask.seeds or ask.pick(8, 2), ask.pick(400, 40)
     rows: list[list[object]] = []
-    checks, figures, facts = [], {}, {}
+    checks, figures = [], dict[str, Spec]()
+    facts: dict[str, float] = {}
     colors = {"": VERMILLION, "batch": GREEN, "layer": BLUE, "rms": PURPLE}
     cases = [(a, n) for a in ("sigmoid", "relu", "tanh") for n in ("", "batch", "layer", "rms")]
     curves: dict[str, list[Line]] = {}
     for activation, norm in ask.track(cases, "nets"):
-        config = NetConfig(depth=depth, activation=activation, norm=norm, task="gaussian", batch_size=B, dtype="float64")
+        config = NetConfig(
+            depth=depth, activation=activation, norm=norm, task="gaussian", batch_size=B, dtype="float64"
+        )
         found = nets.measured(config, seeds)
         low, mid, high = nets.median_profile(found)
         theory = _predict(activation, norm, depth)

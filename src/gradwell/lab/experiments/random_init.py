@@ -49,7 +49,9 @@ def random_init(ask: Ask) -> Outcome:
     """
     depth, seeds, steps = ask.depth or 10, ask.seeds or ask.pick(10, 3), ask.pick(600, 80)
     rows: list[list[object]] = []
-    checks, facts, curves = [], {}, []
+    checks: list[tuple[str, float, float]] = []
+    facts: dict[str, float] = {}
+    curves: list[Line] = []
     for activation in ask.track(("relu", "tanh"), "activations"):
         for name, (change, w2) in STARTS.items():
             config = NetConfig(depth=depth, activation=activation, task="gaussian", batch_size=128, dtype="float64")
@@ -68,11 +70,16 @@ def random_init(ask: Ask) -> Outcome:
             if activation == "relu" and name in ("normal .01", "normal 1", "Xavier normal", "He normal", "zeros"):
                 low, mid, high = nets.median_profile(found)
                 layers = list(range(1, depth + 2))
-                curves.append(Line(name, layers, list(mid), color=PALETTE[len(curves)], points=True,
-                                   band=(list(low), list(high))))  # fmt: skip
-    figure = lines(curves, title=f"ReLU, {depth} layers of 64: the gradient at the start", x="layer, counted from the input",
-                   y="log10 |delta| / |delta_out| (decades)",
-                   said="; ".join(f"{c.name}: {c.y[0]:.1f} decades at layer 1" for c in curves) + ".")  # fmt: skip
+                curves.append(
+                    Line(name, layers, list(mid), color=PALETTE[len(curves)], points=True, band=(list(low), list(high)))
+                )
+    figure = lines(
+        curves,
+        title=f"ReLU, {depth} layers of 64: the gradient at the start",
+        x="layer, counted from the input",
+        y="log10 |delta| / |delta_out| (decades)",
+        said="; ".join(f"{c.name}: {c.y[0]:.1f} decades at layer 1" for c in curves) + ".",
+    )
     table = Table(
         f"{depth} layers of 64 units; digits, {steps} steps of SGD .05",
         ["activation", "start", "sigma_w2", "predicted decades", "measured decades", "beyond +-4", "last loss", "word"],

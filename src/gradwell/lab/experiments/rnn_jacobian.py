@@ -22,14 +22,16 @@ def rnn_jacobian(ask: Ask) -> Outcome:
     """|dh_t/dh_k| against the lag: a tanh RNN forgets in a few steps, an LSTM as slowly as its forget bias says.
 
     What you see:
-        Straight lines on a log axis: how much of the gradient is left. A default tanh RNN loses about a third of a decade a step; a linear one follows the
-        powers of W_h; an LSTM whose gates stay at a forget bias of 0 loses 30 decades in 100 steps, at 1 half of
-        that, at 5 less than one. With random weights the gates scatter and h carries some gradient past the cell: 22
-        decades, not 30. Chrono spreads its units over all time scales. So the weight gradient of the RNN is made of the last few
-        steps alone: long-term effects are there, and too small to see.
+        Straight lines on a log axis: how much of the gradient is left. A default tanh RNN loses about a third of a
+        decade a step; a linear one follows the powers of W_h; an LSTM whose gates stay at a forget bias of 0 loses 30
+        decades in 100 steps, at 1 half of that, at 5 less than one. With random weights the gates scatter and h
+        carries some gradient past the cell: 22 decades, not 30. Chrono spreads its units over all time scales. So the
+        weight gradient of the RNN is made of the last few steps alone: long-term effects are there, and too small to
+        see.
 
     Why:
-        dh_t/dh_k is a product of t - k Jacobians W_h^T diag(phi'); along the LSTM's cell it is a product of forget gates.
+        dh_t/dh_k is a product of t - k Jacobians W_h^T diag(phi'); along the LSTM's cell it is a product of forget
+        gates.
 
     Formula:
         Linear: W_h^(t-k). Tanh: chi = sigma_w2 D(q*) a step. LSTM: sigma(b_f)^(t-k); b_f = 0: .5^100 = 7.9e-31, 1:
@@ -39,10 +41,20 @@ def rnn_jacobian(ask: Ask) -> Outcome:
         Bengio, Simard and Frasconi 1994; Pascanu et al. 2013; Jozefowicz et al. 2015; Tallec and Ollivier 2018.
     """
     seeds = ask.seeds or ask.pick(10, 2)
-    cases = ["linear RNN", "tanh RNN", "tanh RNN, orthogonal W_h", "GRU", "LSTM, forget bias 0", "LSTM, forget bias 1",
-             "LSTM, forget bias 5", "LSTM, chrono"]  # fmt: skip
+    cases = [
+        "linear RNN",
+        "tanh RNN",
+        "tanh RNN, orthogonal W_h",
+        "GRU",
+        "LSTM, forget bias 0",
+        "LSTM, forget bias 1",
+        "LSTM, forget bias 5",
+        "LSTM, chrono",
+    ]
     rows: list[list[object]] = []
-    checks, curves, facts = [], [], {}
+    checks: list[tuple[str, float, float]] = []
+    curves: list[Line] = []
+    facts: dict[str, float] = {}
     dotted: list[Line] = []
     for k, name in enumerate(ask.track(cases, "cells")):
         runs = [_lags(name, seed) for seed in range(seeds)]
@@ -64,20 +76,38 @@ def rnn_jacobian(ask: Ask) -> Outcome:
     for bias in (0.0, 1.0, 2.0, 5.0):
         left = _lags(f"LSTM, quiet, forget bias {bias:g}", 0)[0]
         quiet.append([bias, recurrent.lstm_forget_path(bias, T), float(left[-1])])
-    columns = ["cell", "predicted, lag 50", "measured", "predicted, lag 100", "measured ", "decades a step",
-               "share of |dL/dW_h| terms from the last 5 steps"]  # fmt: skip
+    columns = [
+        "cell",
+        "predicted, lag 50",
+        "measured",
+        "predicted, lag 100",
+        "measured ",
+        "decades a step",
+        "share of |dL/dW_h| terms from the last 5 steps",
+    ]
     said = "; ".join(f"{c.name}: {c.y[-1]:.1f}" for c in curves)
-    figure = lines([*curves, *dotted], title="How much of the gradient is left, by lag", x="steps back in time",
-                   y="log10 |dL/dh_k| / |dL/dh_T| (decades)", said=f"Decades after 100 steps: {said}.", height=340)
+    figure = lines(
+        [*curves, *dotted],
+        title="How much of the gradient is left, by lag",
+        x="steps back in time",
+        y="log10 |dL/dh_k| / |dL/dh_T| (decades)",
+        said=f"Decades after 100 steps: {said}.",
+        height=340,
+    )
     return Outcome(
-        tables=[Table(f"{H} units, white noise of {H} features, T = {T}", columns, rows),
-                Table("LSTM with its gates at their bias alone, decades after 100 steps",
-                      ["forget bias", "predicted", "measured"], quiet)],
+        tables=[
+            Table(f"{H} units, white noise of {H} features, T = {T}", columns, rows),
+            Table(
+                "LSTM with its gates at their bias alone, decades after 100 steps",
+                ["forget bias", "predicted", "measured"],
+                quiet,
+            ),
+        ],
         figures={"lags": figure, "linear-powers": _powers()},
         lines=[f"{r[0]}: {r[5]:+.3f} decades a step" for r in rows],
         deviations=disagreements(checks, within=4.0),
         facts={**facts, "quiet error": max(abs(float(str(p)) - float(str(m))) for _, p, m in quiet)},
-    )  # fmt: skip
+    )
 
 
 def _cell(name: str) -> nn.RNNCellBase:
@@ -165,5 +195,10 @@ def _theory(name: str) -> Floats | None:
 def _powers() -> Spec:
     steps = list(range(T + 1))
     curves = [Line(f"w = {w:g}", steps, [recurrent.power_gain(w, t) for t in steps]) for w in (0.5, 0.9, 1.0, 1.1, 1.5)]
-    return lines(curves, title="The powers of one number", x="steps", y="decades (log10)",
-                 said="0.9^50 = 0.00515 and 1.1^50 = 117: only w = 1 keeps the gradient.")  # fmt: skip
+    return lines(
+        curves,
+        title="The powers of one number",
+        x="steps",
+        y="decades (log10)",
+        said="0.9^50 = 0.00515 and 1.1^50 = 117: only w = 1 keeps the gradient.",
+    )

@@ -15,7 +15,8 @@ from gradwell.lab.experiments import _nets as nets
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import batches, loss_fn
 from gradwell.records.net import NetConfig
-from gradwell.report.lessons import BLUE, GREEN, VERMILLION, Line, lines
+from gradwell.report.figures import BLUE, VERMILLION
+from gradwell.report.lessons import GREEN, Line, lines
 from gradwell.theory import meanfield
 
 OPTIONS = ("depth", "seeds")
@@ -50,12 +51,13 @@ def three_signs(ask: Ask) -> Outcome:
     depth, steps = ask.depth or 10, ask.pick(300, 50)
     cases = {
         "vanishing": (NetConfig(depth=depth, momentum=0.0, lr=0.05), nets.draw(lambda n: (0.7 / n) ** 0.5)),
-        "exploding": (NetConfig(depth=depth, momentum=0.0, lr=0.05), nets.draw(lambda n: (3.5 / n) ** 0.5)),
+        "exploding": (NetConfig(depth=depth, momentum=0.0, lr=0.05), nets.draw(lambda n: (6.0 / n) ** 0.5)),
         "healthy": (NetConfig(depth=depth, momentum=0.0, lr=0.05), nets.draw(lambda n: (2.0 / n) ** 0.5)),
     }
     rows: list[list[object]] = []
     colors = {"vanishing": BLUE, "exploding": VERMILLION, "healthy": GREEN}
-    loss_curves, grad_curves, facts = [], [], {}
+    loss_curves, grad_curves = [], []
+    facts: dict[str, float] = {}
     watched = {name: _watch(*case, steps) for name, case in ask.track(list(cases.items()), "trainings")}
     norm = float(np.median(watched["healthy"].first[:10]))
     for name, w in watched.items():
@@ -65,8 +67,16 @@ def three_signs(ask: Ask) -> Outcome:
         jumps = float(np.mean([b > 1.1 * a for a, b in zip(w.losses, w.losses[1:], strict=False)]))
         early = math.log10(float(np.median(w.first[:10])) / norm)
         end = smoothed[-1]
-        rows.append([name, slope, jumps, early, end, "diverges" if not math.isfinite(end) or end > 5 else
-                     "too slow" if end > 2 else "learns"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                slope,
+                jumps,
+                early,
+                end,
+                "diverges" if not math.isfinite(end) or end > 5 else "too slow" if end > 2 else "learns",
+            ]
+        )
         facts |= {f"{name} slope": slope, f"{name} jumps": jumps, f"{name} early": early, f"{name} loss": end}
         x = list(range(len(w.losses)))
         stroke = "solid" if name == "healthy" else "dashed"
@@ -78,26 +88,57 @@ def three_signs(ask: Ask) -> Outcome:
     said = "; ".join(f"{r[0]}: {r[5]}" for r in rows)
     return Outcome(
         tables=[
-            Table(f"three signs, ReLU, {depth} layers, {steps} steps of SGD .05",
-                  ["net", "decades of loss per 100 steps", "share of jumps", "first layer's gradient against healthy, decades",
-                   "last loss", "sign"], rows),
-            Table("what decades cost", ["sigma_w2", "predicted decades", "measured decades", "steps to the target",
-                                        "seconds"], cost_rows),
+            Table(
+                f"three signs, ReLU, {depth} layers, {steps} steps of SGD .05",
+                [
+                    "net",
+                    "decades of loss per 100 steps",
+                    "share of jumps",
+                    "first layer's gradient against healthy, decades",
+                    "last loss",
+                    "sign",
+                ],
+                rows,
+            ),
+            Table(
+                "what decades cost",
+                ["sigma_w2", "predicted decades", "measured decades", "steps to the target", "seconds"],
+                cost_rows,
+            ),
         ],
         figures={
-            "loss": lines(loss_curves, title="Loss: too slow, erratic, healthy", x="step", y="loss, decades (log10)",
-                          said=said + ".", span=2.0, marks={"ln 10: chance": math.log10(math.log(10))}),
-            "gradient": lines(grad_curves, title="The first layer's gradient in training", x="step",
-                              y="|dL/dW_1|, decades (log10)",
-                              said="; ".join(f"{n} {facts[f'{n} early']:+.1f}" for n in watched) + " decades against healthy."),
-            "cost": lines([cost], title="Steps to the target against the size of the first gradient", span=None,
-                          x="log10 |delta_1| / |delta_out| at the start (decades)", y="steps (none: not reached)",
-                          said="The more decades are missing, the more steps."),
+            "loss": lines(
+                loss_curves,
+                title="Loss: too slow, erratic, healthy",
+                x="step",
+                y="loss, decades (log10)",
+                said=said + ".",
+                span=2.0,
+                marks={"ln 10: chance": math.log10(math.log(10))},
+            ),
+            "gradient": lines(
+                grad_curves,
+                title="The first layer's gradient in training",
+                x="step",
+                y="|dL/dW_1|, decades (log10)",
+                said="; ".join(f"{n} {facts[f'{n} early']:+.1f}" for n in watched) + " decades against healthy.",
+            ),
+            "cost": lines(
+                [cost],
+                title="Steps to the target against the size of the first gradient",
+                span=None,
+                x="log10 |delta_1| / |delta_out| at the start (decades)",
+                y="steps (none: not reached)",
+                said="The more decades are missing, the more steps.",
+            ),
         },
         lines=[f"{r[0]}: {r[5]}" for r in rows],
-        facts=facts | {"cost worst": float(cost_rows[0][3] if isinstance(cost_rows[0][3], float) else math.inf),
-                       "cost best": float(cost_rows[-1][3] if isinstance(cost_rows[-1][3], float) else math.inf)},
-    )  # fmt: skip
+        facts=facts
+        | {
+            "cost worst": float(cost_rows[0][3] if isinstance(cost_rows[0][3], float) else math.inf),
+            "cost best": float(cost_rows[-1][3] if isinstance(cost_rows[-1][3], float) else math.inf),
+        },
+    )
 
 
 def _watch(config: NetConfig, change: nets.Step, steps: int) -> _Watched:

@@ -7,8 +7,8 @@ import numpy as np
 from gradwell.lab.experiment import Ask, Outcome, Table
 from gradwell.lab.experiments import _xor as xor
 from gradwell.lab.replicas import Shape
-from gradwell.report.figures import Spec
-from gradwell.report.lessons import GREEN, ORANGE, PALETTE, PURPLE, VERMILLION, bars, lines
+from gradwell.report.figures import VERMILLION, Spec
+from gradwell.report.lessons import GREEN, ORANGE, PALETTE, PURPLE, bars, lines
 
 OPTIONS = ("depth", "seeds", "epochs")
 

@@ -10,7 +10,8 @@ from scipy.special import expit
 from gradwell.lab.experiment import Ask, Outcome, Table
 from gradwell.lab.experiments import _xor as xor
 from gradwell.lab.replicas import Shape
-from gradwell.report.lessons import BLUE, GREEN, PALETTE, Line, lines, predicted
+from gradwell.report.figures import BLUE
+from gradwell.report.lessons import GREEN, PALETTE, Line, lines, predicted
 
 OPTIONS = ("depth", "seeds", "epochs")
 REFERENCE = {0: 19, 1: 19, 2: 18, 3: 15, 4: 15, 5: 16, 6: 12, 8: 3, 10: 0}
@@ -64,15 +65,25 @@ def xor_depth(ask: Ask) -> Outcome:
     )
     return Outcome(
         tables=[table, gains],
-        figures={**({"share": _share(depths, found)} if len(found) > 1 else {}),
-                 "loss": _losses(found), "profile": _profile(deepest, gain)},
+        figures={
+            **({"share": _share(depths, found)} if len(found) > 1 else {}),
+            "loss": _losses(found),
+            "profile": _profile(deepest, gain),
+        },
         lines=text,
         deviations=xor.deviations(found, full=not ask.quick and ask.epochs is None),
-        facts={"parameters": deepest.trial.shape.parameters, "stuck": deepest.run.stuck, "seeds": seeds,
-               "loss": float(np.median(deepest.run.losses)), "gain": slope, "predicted_gain": gain,
-               "solved_first": found[0].run.share_solved, "learnt_first": float(np.isfinite(found[0].run.learnt).mean()),
-               "first_to_last": float(np.median(np.log10(deepest.weight_grads[-1] / deepest.weight_grads[0])))},
-    )  # fmt: skip
+        facts={
+            "parameters": deepest.trial.shape.parameters,
+            "stuck": deepest.run.stuck,
+            "seeds": seeds,
+            "loss": float(np.median(deepest.run.losses)),
+            "gain": slope,
+            "predicted_gain": gain,
+            "solved_first": found[0].run.share_solved,
+            "learnt_first": float(np.isfinite(found[0].run.learnt).mean()),
+            "first_to_last": float(np.median(np.log10(deepest.weight_grads[-1] / deepest.weight_grads[0]))),
+        },
+    )
 
 
 def _predicted() -> float:
@@ -97,9 +108,12 @@ def _share(depths: list[int], found: list[xor.Trained]) -> dict[str, object]:
     reference = predicted("reference, 20 other seeds", known, [5.0 * REFERENCE[d] for d in known])
     return lines(
         [solved, Line("learnt (loss <= 0.01)", depths, learnt, "dashed", GREEN), reference],
-        title="XOR: share of nets that solve it, by depth", x="hidden layers", y="percent of seeds",
-        said=f"Share solved by hidden layers: {said}.", domain=(0.0, 104.0),
-    )  # fmt: skip
+        title="XOR: share of nets that solve it, by depth",
+        x="hidden layers",
+        y="percent of seeds",
+        said=f"Share solved by hidden layers: {said}.",
+        domain=(0.0, 104.0),
+    )
 
 
 def _losses(found: list[xor.Trained]) -> dict[str, object]:
@@ -107,10 +121,13 @@ def _losses(found: list[xor.Trained]) -> dict[str, object]:
     curves = [xor.course_line(t, t.trial.name, color=PALETTE[k]) for k, t in enumerate(shown)]
     said = "; ".join(f"{t.trial.name}: {np.median(t.run.losses):.2g}" for t in shown)
     return lines(
-        curves, title="Loss over training, median and 10 to 90 % of the seeds", x="epoch", y="epoch loss, decades (log10)",
+        curves,
+        title="Loss over training, median and 10 to 90 % of the seeds",
+        x="epoch",
+        y="epoch loss, decades (log10)",
         said=f"Median last loss: {said}. A loss of 0.5 is an output of 1/2 for every input.",
         marks={"0.5: output 1/2": math.log10(0.5)},
-    )  # fmt: skip
+    )
 
 
 def _profile(trained: xor.Trained, gain: float) -> dict[str, object]:
@@ -120,6 +137,8 @@ def _profile(trained: xor.Trained, gain: float) -> dict[str, object]:
     said = f"From layer {top} to layer 1 the gradient changes by {measured.y[0] - measured.y[top - 1]:.1f} decades."
     return lines(
         [measured, predicted(f"predicted, {gain:.2f} decades a layer", list(range(1, top + 1)), expected)],
-        title=f"The gradient at the start, {trained.trial.name}", x="layer, counted from the input", said=said,
+        title=f"The gradient at the start, {trained.trial.name}",
+        x="layer, counted from the input",
+        said=said,
         y="|delta| for x = (0, 1), decades (log10)",
-    )  # fmt: skip
+    )

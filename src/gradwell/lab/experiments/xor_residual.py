@@ -7,8 +7,8 @@ import numpy as np
 from gradwell.lab.experiment import Ask, Outcome, Table
 from gradwell.lab.experiments import _xor as xor
 from gradwell.lab.replicas import XOR_INPUTS, XOR_TARGETS, Replicas, Shape, draw
-from gradwell.report.figures import Spec
-from gradwell.report.lessons import BLUE, GREEN, PURPLE, VERMILLION, graph, lines
+from gradwell.report.figures import BLUE, VERMILLION, Spec
+from gradwell.report.lessons import GREEN, PURPLE, graph, lines
 from gradwell.theory.quadrature import Floats
 
 OPTIONS = ("depth", "seeds", "epochs")
