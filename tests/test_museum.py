@@ -35,16 +35,7 @@ museum = importlib.import_module("museum")
 Case, Free, data, linear, mse = museum.Case, museum.Free, museum.data, museum.linear, museum.mse
 
 
-KNOWN = (AssertionError, RuntimeError, ValueError, TypeError, UserWarning)
-
-
-def exhibits(**broken: str) -> Any:
-    """All exhibits; those named in `broken` fail for a known reason, and must."""
-    known = {name: pytest.mark.xfail(strict=True, reason=reason, raises=KNOWN) for name, reason in broken.items()}
-    assert known.keys() <= museum.MUSEUM.keys()
-    return pytest.mark.parametrize(
-        "piece", [pytest.param(e, id=e.name, marks=known.get(e.name, ())) for e in museum.MUSEUM.values()]
-    )
+exhibits = pytest.mark.parametrize("piece", [pytest.param(e, id=e.name) for e in museum.MUSEUM.values()])
 
 
 @pytest.fixture(autouse=True)
@@ -132,21 +123,10 @@ def dirty(case: Any) -> None:
 
 # ------------------------------------------------------------------ check
 
-NUMPY = "l2 reads through numpy what numpy cannot read"
-REREAD = "reading a saved statistic runs the user's unpack hook: a recomputation or a count too many"
-FAST = "under a TorchFunctionMode torch leaves its fast path for evaluation, which has other bits"
 LOCALS = "frame.f_locals keeps a copy of the user's local variables"
-CLASSES = "caches by class: a class made at run time holds what its closures hold"
-OUTSIDE = "preserved knows the model's own tensors only"
-BREAKS = {
-    "complex_parameters": "as_array casts complex samples to real with a warning",
-    "negative_bit": NUMPY,
-    "nested_tensor": NUMPY,
-}
-NOT_IN_CHECK = {**BREAKS, "expanded_buffer": "preserved copies into a buffer with overlapping memory"}
 
 
-@exhibits(**NOT_IN_CHECK, layers_in_a_list=OUTSIDE, raw_tensors=OUTSIDE)
+@exhibits
 def test_check_leaves_no_trace(piece):
     case = build(piece)
     dirty(case)
@@ -158,13 +138,7 @@ def test_check_leaves_no_trace(piece):
     assert not optimizer.state
 
 
-@exhibits(
-    **NOT_IN_CHECK,
-    slotted_output="outputs with slots are not looked into",
-    dataclass_in_a_dict="a dataclass inside a dict is not looked into",
-    weight_norm="a parametrised Linear is no weight site",
-    spectral_norm="a parametrised Linear is no weight site",
-)
+@exhibits
 def test_check_measures_the_sites_that_matter(piece):
     case = build(piece)
     run = measure(case.model, case.batch, case.loss_fn)
@@ -180,7 +154,7 @@ def measured_sites(run: Run) -> dict[str, float]:
     return {name: delta for i, name in names.items() if (delta := step.at("delta_norm", i)) is not None}
 
 
-@exhibits(**BREAKS, checkpoint_draws_again=REREAD, saved_tensors_on_hooks=REREAD, frozen_backbone=FAST)
+@exhibits
 def test_loss_and_gradients_are_those_of_a_plain_pass(piece):
     plain, watched = build(piece), build(piece)
     torch.manual_seed(4)
@@ -204,11 +178,7 @@ def grads(case: Any) -> list[bytes | None]:
     return [None if p.grad is None else bits(p.grad) for p in case.tensors()]
 
 
-@exhibits(
-    **NOT_IN_CHECK,
-    **dict.fromkeys(["gradient_penalty", "pinn", "layers_in_a_list", "raw_tensors", "input_wants_gradient"], LOCALS),
-    **dict.fromkeys(["weight_norm", "spectral_norm"], CLASSES),
-)
+@exhibits
 def test_check_keeps_nothing_alive(piece):
     case = build(piece)
     check(case.model, case.batch, case.loss_fn)
@@ -218,7 +188,7 @@ def test_check_keeps_nothing_alive(piece):
     assert [r() for r in gone if r() is not None] == []
 
 
-@exhibits(negative_bit=NUMPY, nested_tensor=NUMPY)
+@exhibits
 def test_no_hook_stays_on_the_graph(piece):
     case = build(piece)
     tape = Tape(Names())
@@ -279,14 +249,7 @@ def trained(piece: Any, steps: int = 5) -> dict[str, Any]:
     }
 
 
-@exhibits(
-    **BREAKS,
-    transformer_encoder=FAST,
-    frozen_backbone=FAST,
-    checkpoint_not_reentrant=REREAD,
-    checkpoint_draws_again=REREAD,
-    saved_tensors_on_hooks=REREAD,
-)
+@exhibits
 def test_training_is_bit_equal_with_and_without_us(piece):
     plain = trained(piece)
     with watching(every=1) as (monitor, sink):
@@ -297,12 +260,7 @@ def test_training_is_bit_equal_with_and_without_us(piece):
     assert monitor.steps == 5 - (piece.name == "grad_scaler")  # the scaler skips the step with the infinite loss
 
 
-@exhibits(
-    **BREAKS,
-    **dict.fromkeys(["gradient_penalty", "pinn", "layers_in_a_list", "raw_tensors", "input_wants_gradient"], LOCALS),
-    **dict.fromkeys(["weight_norm", "spectral_norm"], CLASSES),
-    **dict.fromkeys(["lbfgs", "exponential_average"], LOCALS),
-)
+@exhibits
 def test_monitor_keeps_nothing_alive(piece):
     case = build(piece)
     with watching(every=1) as (monitor, sink):
@@ -332,7 +290,6 @@ def test_p2_a_view_that_is_overwritten_has_the_delta_of_its_base():
     assert measured["1"] == measured["0"] > 0
 
 
-@pytest.mark.xfail(strict=True, reason="sequence numbers are no topological order where a stale view gets a node late")
 def test_p3_a_stale_alias_does_not_break_the_path():
     _, run = check_of("stale_alias")
     book = ledger(run.sites, run.steps[0])
@@ -544,14 +501,12 @@ def test_p32_layers_in_a_list_get_the_names_of_the_list():
 # ------------------------------------------------------------------ further ways to be harmed
 
 
-@pytest.mark.xfail(strict=True, reason=OUTSIDE)
 def test_gradients_of_tensors_outside_the_model_are_as_before():
     case = build(museum.MUSEUM["input_wants_gradient"])
     check(case.model, case.batch, case.loss_fn)
     assert case.batch[0].grad is None
 
 
-@pytest.mark.xfail(strict=True, reason="the user's own hooks run in the trial pass", raises=AssertionError)
 def test_an_optimizer_inside_the_backward_does_not_step_in_a_checkup():
     model = nn.Sequential(linear(), nn.Tanh(), linear())
 
@@ -577,7 +532,6 @@ class WithOwnParts(torch.optim.Optimizer):
         self.base.step()
 
 
-@pytest.mark.xfail(strict=True, reason="an optimizer that cannot be copied ends the checkup", raises=AttributeError)
 def test_an_optimizer_that_cannot_be_copied_only_costs_the_update_ratio():
     model = nn.Sequential(linear(), nn.Tanh(), linear())
     run = measure(model, data(), mse, WithOwnParts(model.parameters()))
@@ -600,7 +554,6 @@ torch.set_num_threads(1)
     return done.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="one stack for all threads, and a look at an empty stack of modes crashes")
 def test_models_in_other_threads_do_not_disturb():
     """Two threads call models at once, as actors of reinforcement learning do."""
     said = in_a_process("""
@@ -622,7 +575,6 @@ print([visit.kind for visit in tape.visits], torch._C._len_torch_function_stack(
     assert said == "['Linear', 'relu'] 0\n"
 
 
-@pytest.mark.xfail(strict=True, reason="stop() inside the mode's own handler looks at an empty stack and crashes")
 @pytest.mark.parametrize("own_mode", ["contextlib.nullcontext()", "torch.device('cpu')"])
 def test_a_failure_in_the_function_mode_does_not_harm(own_mode):
     """While a mode's handler runs torch has taken the mode off the stack."""
@@ -664,7 +616,6 @@ def test_the_users_own_locals_are_not_written():
     assert main() == []
 
 
-@pytest.mark.xfail(strict=True, reason=LOCALS)
 def test_a_deleted_model_is_gone_inside_a_running_function():
     layers = [linear(), linear()]
     with watching(every=1):
@@ -721,8 +672,8 @@ FAILING = {
 @pytest.mark.parametrize(
     "way",
     [
-        pytest.param("no scalar", marks=pytest.mark.xfail(strict=True, reason="a hook holds the graph that holds it")),
-        pytest.param("in the engine", marks=pytest.mark.xfail(strict=True, reason="the hooks stay on the graph")),
+        "no scalar",
+        "in the engine",
     ],
 )
 def test_a_failing_backward_of_the_user_leaves_nothing_behind(way):
@@ -745,7 +696,6 @@ def test_a_failing_backward_of_the_user_leaves_nothing_behind(way):
     assert gone() is None
 
 
-@pytest.mark.xfail(strict=True, reason="torch._dynamo keeps the bound method that stands for _make_grads")
 def test_a_monitor_is_gone_when_it_is_removed_and_dropped():
     """The first optimizer of a process imports torch._dynamo, which keeps what it finds in torch's namespace."""
     said = in_a_process("""

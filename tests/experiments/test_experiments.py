@@ -16,10 +16,29 @@ from gradwell.shelf import shelf
 HEADINGS = {"What you see", "Why", "Formula", "Source"}
 SHELF = shelf("gradwell.lab.experiments")
 ISSUE = {
-    "xor-depth", "xor-residual", "xor-cures", "linear-is-not-enough", "clipping", "explosion", "sigmoid-chain", "insurance",
-    "random-init", "uniform-vs-normal", "activations", "dying-relu", "normalization", "deeper-vs-shallower",
-    "credit-assignment", "three-signs", "rnn-jacobian", "adding", "temporal-order", "optimizers", "regularization", "claims",
-}  # fmt: skip
+    "xor-depth",
+    "xor-residual",
+    "xor-cures",
+    "linear-is-not-enough",
+    "clipping",
+    "explosion",
+    "sigmoid-chain",
+    "insurance",
+    "random-init",
+    "uniform-vs-normal",
+    "activations",
+    "dying-relu",
+    "normalization",
+    "deeper-vs-shallower",
+    "credit-assignment",
+    "three-signs",
+    "rnn-jacobian",
+    "adding",
+    "temporal-order",
+    "optimizers",
+    "regularization",
+    "claims",
+}
 
 
 def close(value, expected, tol):
@@ -41,7 +60,8 @@ def xor_residual(f, o):
     assert f["plain_stuck"] == f["seeds"]
     assert f["learnt"] >= 0.4
     assert f["two_learnt"] >= 0.4
-    assert f["spread_plain"] > 6 > 1 > f["spread_residual"]
+    assert f["spread_plain"] > 6
+    assert f["spread_residual"] < 1
     assert f["start_residual"] < f["start_plain"]
     assert o.tables[1].rows[0][4] == pytest.approx(1.0, abs=1e-3)
 
@@ -109,7 +129,8 @@ def rnn_jacobian(f, o):
     assert close(f["tanh RNN"], f["predicted: tanh RNN"], 2.0)
     assert f["quiet error"] < 1e-9
     assert f["LSTM, forget bias 0"] < f["LSTM, forget bias 1"] < f["LSTM, chrono"]
-    assert f["near: tanh RNN"] > 0.9 > 0.2 > f["near: LSTM, forget bias 5"]
+    assert f["near: tanh RNN"] > 0.9
+    assert f["near: LSTM, forget bias 5"] < 0.2
 
 
 def insurance(f, o):
@@ -125,12 +146,14 @@ def uniform_vs_normal(f, o):
 
 def normalization(f, o):
     assert f["worst"] < 0.03
-    assert f["sigmoid, batch norm: loss"] < 1.5 < 2.2 < f["sigmoid, layer norm: loss"]
+    assert f["sigmoid, batch norm: loss"] < 1.5
+    assert f["sigmoid, layer norm: loss"] > 2.2
     assert f["sigmoid, layer norm"] < -7
 
 
 def deeper_vs_shallower(f, o):
-    assert f["plain deep"] > 1.5 > 0.8 > f["plain shallow"]
+    assert f["plain deep"] > 1.5
+    assert f["plain shallow"] < 0.8
     assert f["residual deep"] < 0.5
     assert f["highway deep"] < 1.2
     assert f["same"] == 0
@@ -173,7 +196,8 @@ def claims(f, o):
 
 
 def adding(f, o):
-    assert f["LSTM"] < 0.06 < 0.1 < f["tanh RNN"]
+    assert f["LSTM"] < 0.06
+    assert f["tanh RNN"] > 0.1
 
 
 def temporal_order(f, o):
@@ -192,7 +216,8 @@ def regularization(f, o):
     assert f["worst"] < 0.05
     assert f["0.5 He, sigma_w2 = 2"] > 1
     assert abs(f["0.5 sigma_w2 = 2p"]) < 0.3
-    assert f["wd 0.1 critical (He)"] < 1.7 < 1.9 < f["wd 0 critical (He)"]
+    assert f["wd 0.1 critical (He)"] < 1.7
+    assert f["wd 0 critical (He)"] > 1.9
     assert f["wd 0.1 free"] < 1e-6
 
 

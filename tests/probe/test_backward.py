@@ -284,7 +284,6 @@ def test_the_order_of_a_graph_has_every_receiver_before_its_sender():
         assert all(place[key[0]] < place[seq] for key in keys if key is not None)
 
 
-@pytest.mark.xfail(strict=True, reason="a stale view gets its node, and a higher number, only when it is used")
 def test_the_order_holds_also_where_a_stale_view_gets_its_node_late():
     layer = nn.Linear(4, 4)
     h = layer(torch.randn(3, 4))

@@ -149,7 +149,6 @@ class Counting(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.xfail(strict=True, reason="handle_of reads attributes in front of the user's mode")
 def test_the_users_own_mode_sees_the_same_with_and_without_us():
     model = Free(lambda self, x: torch.tanh(self.fc(x) * 2), fc=nn.Linear(8, 8))
     with Counting() as plain:

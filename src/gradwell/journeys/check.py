@@ -15,7 +15,7 @@ from gradwell.errors import NotMeasurable, UsageError
 from gradwell.journeys.diagnose import diagnose
 from gradwell.probe.backward import Backward
 from gradwell.probe.names import Construction, Names
-from gradwell.probe.preserve import preserved
+from gradwell.probe.preserve import preserved, set_aside
 from gradwell.probe.recorder import Recorder, Weights
 from gradwell.probe.tape import Tape
 from gradwell.records.run import Run, Step
@@ -95,15 +95,16 @@ def _one_pass(
             tape.stop()
         _require_scalar(loss)
         backward = Backward(tape, [loss])
-        try:
-            loss.backward()  # type: ignore[no-untyped-call]
-        finally:
-            backward.close()
-    backward.finish()
-    recorder.add_parameters(p for p in model.parameters() if p.requires_grad)
-    recorder.add_parameters(backward.parameters)
-    step = recorder.step(backward, 0, loss=float(loss.detach()))
-    return _with_update(step, optimizer, recorder)
+        with set_aside(backward.parameters):
+            try:
+                loss.backward()  # type: ignore[no-untyped-call]
+            finally:
+                backward.close()
+            backward.finish()
+            recorder.add_parameters(p for p in model.parameters() if p.requires_grad)
+            recorder.add_parameters(backward.parameters)
+            step = recorder.step(backward, 0, loss=float(loss.detach()))
+            return _with_update(step, optimizer, recorder)
 
 
 def _require_scalar(loss: Any) -> None:
@@ -128,12 +129,18 @@ def _with_update(step: Step, optimizer: torch.optim.Optimizer | None, recorder: 
     if optimizer is None or isinstance(optimizer, torch.optim.LBFGS):
         return step
     memo: dict[int, Any] = {}
-    twin = copy.deepcopy(optimizer, memo)
+    try:
+        twin = copy.deepcopy(optimizer, memo)
+    except Exception:  # an optimizer of the user's own that cannot be copied: no update ratio
+        return step
     copies = [memo.get(id(p), p) for p in recorder.tensors]
     for parameter, mirror in zip(recorder.tensors, copies, strict=True):
         if mirror is not parameter:
             mirror.grad = parameter.grad
     before = Weights([])
     before.parameters, before.before = copies, [p.detach() for p in recorder.tensors]
-    twin.step()
+    try:
+        twin.step()
+    except Exception:  # SAM and its kin keep parts that a copy loses, or want a closure
+        return step
     return recorder.with_updates(step, before.update_norms())

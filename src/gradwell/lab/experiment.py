@@ -167,6 +167,7 @@ def _check_options(entry: Entry, given: dict[str, int | None]) -> None:
 def write(entry: Entry, found: Outcome, *, out: str | Path | None = None, html: str | Path | None = None) -> list[Path]:
     """Write tables as CSV, figures as SVG and PNG and the page as one HTML file; returns the paths."""
     written: list[Path] = []
+    text = page(entry, found).encode() if out is not None or html is not None else b""
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,9 +177,9 @@ def write(entry: Entry, found: Outcome, *, out: str | Path | None = None, html: 
             svg = drawing.to_svg(spec, name=_slug(key), paper=True)
             written.append(_put(folder / f"{_slug(key)}.svg", svg.encode()))
             written.append(_put(folder / f"{_slug(key)}.png", drawing.to_png(spec)))
-        written.append(_put(folder / f"{_shown(entry.id)}.html", page(entry, found).encode()))
+        written.append(_put(folder / f"{_shown(entry.id)}.html", text))
     if html is not None:
-        written.append(_put(Path(html), page(entry, found).encode()))
+        written.append(_put(Path(html), text))
     return written
 
 

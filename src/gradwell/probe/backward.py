@@ -189,6 +189,11 @@ class Backward:
         self._recurrent = {}
         self.graph = Graph([])
 
+    def keep(self, handle: Any) -> Any:
+        """Take this hook off together with the others."""
+        self._handles.append(handle)
+        return handle
+
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
@@ -355,18 +360,26 @@ _SAVED_RSTD = {
 }
 
 
+def _saved(node: Any, name: str | None) -> Any:
+    """What a node has saved; None where that is packed by hooks, since reading it would run the user's own code:
+    checkpointing computes its segment once more, running statistics and random numbers included.
+    """
+    raw = None if name is None else getattr(node, f"_raw{name}", None)
+    if raw is None or getattr(raw, "unpack_hook", None) is not None:
+        return None
+    return getattr(node, name or "")
+
+
 def _read_norm(graph: Graph, visit: Visit, inside: set[int]) -> None:
     """Isotropic gain of a normalisation from the 1/s that its node saved: 1/2 log10( mean g^2 (n-2)/n mean 1/s^2 )."""
     if visit.role != "norm":
         return
     for seq in inside:
         name = graph.name(seq)
-        rstd = getattr(graph.nodes[seq], _SAVED_RSTD.get(name, ""), None)
+        rstd = _saved(graph.nodes[seq], _SAVED_RSTD.get(name))
         if not isinstance(rstd, Tensor) or rstd.numel() == 0:
             continue
-        gain = next(
-            (v.detach().double().square().mean().item() for _, v in graph.leaves.get(seq, []) if v.dim() == 1), 1.0
-        )
+        gain = 1.0 if visit.gain is None else visit.gain.detach().double().square().mean().item()
         count, lost = visit.numel // rstd.numel(), 1 if "Rms" in name else 2
         mean_square = rstd.detach().double().square().mean().item()
         square = mean_square * gain * (count - lost) / max(count, 1)

@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ class Monitor:
     def install(self) -> Monitor:
         """Start watching; the first step is sampled."""
         self._original = torch.autograd._make_grads
-        torch.autograd._make_grads = self._make_grads  # type: ignore[assignment]  # same call, looser types
+        torch.autograd._make_grads = _stand_in(weakref.ref(self))
         self._watch_optimizers()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
@@ -151,7 +152,8 @@ class Monitor:
 
     def _make_grads(self, outputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
         """Stands in for torch's own; it is called, and has returned, before the engine runs."""
-        caller = sys._getframe(1).f_code.co_name
+        made = _original_make_grads(outputs, *args, **kwargs)  # first: it raises where there is no scalar
+        caller = sys._getframe(2).f_code.co_name
         if caller == "backward" and os.getpid() == self._owner and torch._C._current_graph_task_id() == -1:
             start = time.perf_counter()
             try:
@@ -159,7 +161,7 @@ class Monitor:
             except Exception as problem:
                 self._fail(problem)
             self.spent += time.perf_counter() - start
-        return _original_make_grads(outputs, *args, **kwargs)
+        return made
 
     def _backward_begins(self, outputs: Sequence[Tensor]) -> None:
         if self._began is None:
@@ -181,6 +183,8 @@ class Monitor:
         if not roots:
             return
         self.tape.stop()
+        if self._backward is not None:  # the one before has raised on its way
+            self._backward.close()
         backward = Backward(self.tape, roots)
         self._backward = backward
         engine = torch.autograd.Variable._execution_engine
@@ -190,13 +194,13 @@ class Monitor:
             engine.queue_callback(lambda: self._timed(lambda: self._backward_ends(backward, loss)))
 
         node: Any = roots[0].grad_fn
-        handles: list[Any] = []
 
         def begins(*_: Any) -> None:
-            handles.pop().remove()
+            handle.remove()
             engine.queue_callback(ends)
 
-        handles.append(node.register_prehook(begins))
+        # Taken off with the others where this backward never runs: a hook that holds its own graph is a leak (P4).
+        handle = backward.keep(node.register_prehook(begins))
 
     def _timed(self, work: Callable[[], None]) -> None:
         start = time.perf_counter()
@@ -293,6 +297,20 @@ class Monitor:
     def _trigger(self) -> None:
         """Sample the next steps whatever they cost."""
         self._burst = max(self._burst, 2)
+
+
+def _stand_in(monitor: weakref.ref[Monitor]) -> Callable[..., Any]:
+    """Stands in for torch's own. torch._dynamo keeps what it finds in torch's namespace for ever, so the monitor is
+    held weakly.
+    """
+
+    def _make_grads(outputs: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
+        alive = monitor()
+        if alive is None:
+            return _original_make_grads(outputs, *args, **kwargs)
+        return alive._make_grads(outputs, *args, **kwargs)
+
+    return _make_grads
 
 
 _original_make_grads = torch.autograd._make_grads

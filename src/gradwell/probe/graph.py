@@ -38,8 +38,10 @@ class Graph:
         self.parameters: dict[int, Any] = {}
         self.leaves: dict[int, list[tuple[int, Any]]] = {}
         self.roots = [root for root in roots if root is not None]
+        self.late = False
+        """True where a node has a lower number than one it sends to: a stale view gets its node when first used."""
         self._walk()
-        self.order = sorted(self.nodes)
+        self.order = self._topological() if self.late else sorted(self.nodes)
 
     def _walk(self) -> None:
         stack = list(self.roots)
@@ -63,17 +65,36 @@ class Graph:
                     continue
                 key = (target._sequence_nr(), number)
                 keys.append(key)
+                self.late |= key[0] > seq
                 senders.setdefault(key, []).append((seq, j))
                 if key[0] not in nodes:
                     stack.append(target)
             all_edges[seq] = keys
+
+    def _topological(self) -> list[int]:
+        """Receivers before senders, and by number wherever that is the same."""
+        order: list[int] = []
+        done: set[int] = set()
+        for first in sorted(self.nodes):
+            stack = [first]
+            while stack:
+                seq = stack[-1]
+                missing = [key[0] for key in self.edges[seq] if key is not None and key[0] not in done]
+                if seq not in done and missing:
+                    stack += missing
+                    continue
+                stack.pop()
+                if seq not in done:
+                    done.add(seq)
+                    order.append(seq)
+        return order
 
     def descendants(self, seqs: Iterable[int]) -> set[int]:
         """The nodes that lie between the given nodes and the loss, themselves included."""
         found = {seq for seq in seqs if seq in self.nodes}
         if not found:
             return found
-        start = min(found)
+        start = -1 if self.late else min(found)
         for seq in self.order:
             if seq > start and seq not in found:
                 for key in self.edges[seq]:

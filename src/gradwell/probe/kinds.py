@@ -6,6 +6,7 @@ The activations and their names come from the shelf in `theory.activations`; not
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,6 +16,21 @@ from torch import nn
 from torch.nn import functional
 
 from gradwell.shelf import shelf
+
+
+def weak_cache(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A cache by class that does not keep the class: one that was made at run time (a parametrised layer, a class in
+    a function) holds what its closures hold, often the model itself.
+    """
+    known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def cached(kind: Any) -> Any:
+        if kind not in known:
+            known[kind] = function(kind)
+        return known[kind]
+
+    return cached
+
 
 WEIGHT_NODES = {f"{name}Backward0" for name in ("Addmm", "Mm", "Convolution", "Bmm", "Mv", "Addmv")}
 """Autograd nodes that multiply with a weight, when one of their inputs is a leaf tensor."""
@@ -59,7 +75,7 @@ _FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 )
 
 
-@cache
+@weak_cache
 def _class_role(kind: Any) -> str:
     for family, role in _FAMILIES:
         if issubclass(kind, family):
@@ -75,17 +91,37 @@ def is_closed(module: nn.Module) -> bool:
     return not module._modules and _is_torchs(kind)
 
 
-@cache
+@weak_cache
 def _is_torchs(kind: Any) -> bool:
     return bool(kind.__module__.startswith("torch.nn."))
+
+
+_FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+def is_open(module: nn.Module) -> bool:
+    """True where functional activations inside a module are looked for: a graph is built, and torch does not leave
+    its fast path for evaluation, which gives other bits, because of a TorchFunctionMode.
+    """
+    if not torch.is_grad_enabled() or is_closed(module):
+        return False
+    return not isinstance(module, _FAST_PATHS) or any(p.requires_grad for p in module.parameters())
+
+
+def kind_of(module: nn.Module) -> str:
+    """The class of a module; that of the layer where it is parametrised."""
+    kind: Any = type(module)
+    return str(kind.__bases__[0].__name__ if "parametrizations" in module._modules else kind.__name__)
 
 
 def role_of(module: nn.Module) -> str:
     """The part that a leaf module plays."""
     kind: Any = type(module)
-    role = _class_role(kind)
+    role: str = _class_role(kind)
     if role:
         return role
+    if isinstance(module, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)):
+        return "weight"  # also where parametrised: then the weight is no parameter of its own
     return "weight" if any(p is not None and p.dim() >= 2 for p in module._parameters.values()) else "other"
 
 

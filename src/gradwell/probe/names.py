@@ -99,9 +99,10 @@ class Names:
         self.construction = construction
         self._modules: dict[int, tuple[weakref.ref[nn.Module], str, str]] = {}
         self._parameters: dict[int, tuple[Any, str, str]] = {}
-        self._parents: dict[int, tuple[weakref.ref[nn.Module], str]] = {}
+        self._parents: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module], str]]
+        self._parents = weakref.WeakKeyDictionary()
         self._roots: dict[int, str] = {}
-        self._sources: dict[int, str | None] = {}
+        self._sources: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
 
     def root(self, module: nn.Module, name: str | None = None, frame: FrameType | None = None) -> None:
         """Learn the names below a root; `name` None: the variable that holds it in the calling user frame."""
@@ -128,7 +129,7 @@ class Names:
                     self._parameters.setdefault(id(parameter), known)
             for attribute, grandchild in reversed(child._modules.items()):
                 if grandchild is not None:
-                    self._parents.setdefault(id(grandchild), (reference, attribute))
+                    self._parents.setdefault(grandchild, (reference, attribute))
                     stack.append((grandchild, f"{dot}{attribute}"))
 
     def module(self, module: nn.Module) -> tuple[str, str]:
@@ -164,16 +165,16 @@ class Names:
             line = self.construction.line(module)
             if line is not None:
                 return line
-        if id(module) not in self._sources:
-            self._sources[id(module)] = self._assigned(module)
-        return self._sources[id(module)]
+        if module not in self._sources:
+            self._sources[module] = self._assigned(module)
+        return self._sources[module]
 
     def _assigned(self, module: nn.Module) -> str | None:
         """The line where an ancestor's class assigns the attribute that leads to the module."""
         seen = 0
         child = module
-        while seen < 32 and id(child) in self._parents:
-            holder, attribute = self._parents[id(child)]
+        while seen < 32 and child in self._parents:
+            holder, attribute = self._parents[child]
             parent = holder()
             if parent is None:
                 return None
@@ -185,9 +186,18 @@ class Names:
         return None
 
 
-@lru_cache(maxsize=1024)
+_lines_of: weakref.WeakKeyDictionary[Any, dict[str, str | None]] = weakref.WeakKeyDictionary()
+
+
 def _assignment_line(owner: Any, attribute: str) -> str | None:
     """`file:line` of `self.attribute = ...` in a class of the user's own file, None where there is none."""
+    known = _lines_of.setdefault(owner, {})  # weak: a class that was made at run time may hold the model
+    if attribute not in known:
+        known[attribute] = _find_assignment(owner, attribute)
+    return known[attribute]
+
+
+def _find_assignment(owner: Any, attribute: str) -> str | None:
     try:
         filename = inspect.getsourcefile(owner)
         if filename is None or not _is_users(filename):
@@ -202,6 +212,17 @@ def _assignment_line(owner: Any, attribute: str) -> str | None:
             if any(isinstance(t, ast.Attribute) and t.attr == attribute for t in targets):
                 return f"{_short(filename)}:{first + node.lineno - 1}"
     return None
+
+
+def _variables(frame: FrameType) -> dict[str, Any]:
+    """The variables of a frame. Before Python 3.13 a function's `f_locals` is a copy that stays with the frame and
+    keeps the user's tensors alive after their `del`: it is emptied again, unless somebody else holds it too.
+    """
+    held = frame.f_locals
+    variables = dict(held)
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(held) <= 3:
+        held.clear()
+    return variables
 
 
 def _frames(frame: FrameType | None) -> Iterator[FrameType]:
@@ -221,7 +242,7 @@ def _holder(module: nn.Module, frame: FrameType | None) -> tuple[nn.Module, str]
     an element of a list reads `layers[3]`, a child of an object that is itself a module reads `net.0`.
     """
     for candidate in _frames(frame):
-        for name, value in list(candidate.f_locals.items()):
+        for name, value in _variables(candidate).items():
             if value is module:
                 continue
             if isinstance(value, nn.Module) and any(child is module for child in value.modules()):
@@ -233,7 +254,7 @@ def _holder(module: nn.Module, frame: FrameType | None) -> tuple[nn.Module, str]
             if owned and not isinstance(value, (type, nn.Module)) and any(v is module for v in owned.values()):
                 return module, next(k for k, v in owned.items() if v is module)
     for candidate in _frames(frame):
-        for name, value in list(candidate.f_locals.items()):
+        for name, value in _variables(candidate).items():
             if value is module and name not in _PLAIN_NAMES:
                 return module, name
     return module, ""
@@ -252,7 +273,7 @@ def _inside(item: Any, container: Any) -> str | None:
 
 def _variable_of(tensor: Any) -> str | None:
     for candidate in _frames(user_frame(3)):
-        for name, value in list(candidate.f_locals.items()):
+        for name, value in _variables(candidate).items():
             if value is tensor:
                 return name
             label = _inside(tensor, value)

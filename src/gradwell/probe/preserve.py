@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +24,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     grads = [p.grad for p in parameters]
     flags = [p.requires_grad for p in parameters]
     buffers = [(m, n, b, b.detach().clone()) for m in modules for n, b in m._buffers.items() if b is not None]
+    hooks = [(h, dict(h)) for p in parameters if (h := p._post_accumulate_grad_hooks)]
     numpy = sys.modules.get("numpy")
     numpy_state = numpy.random.get_state() if numpy is not None else None
     python_state = random.getstate()
@@ -31,6 +32,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         for p in parameters:
             p.grad = None
+        for held, _ in hooks:  # an optimizer inside the backward would step
+            held.clear()
         try:
             yield
         finally:
@@ -42,7 +45,29 @@ def preserved(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for module, name, buffer, copy in buffers:
                     module._buffers[name] = buffer
-                    buffer.copy_(copy)
+                    if not _overlaps(buffer):
+                        buffer.copy_(copy)
+            for held, content in hooks:
+                held.update(content)
             random.setstate(python_state)
             if numpy is not None and numpy_state is not None:
                 numpy.random.set_state(numpy_state)
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """True for an expanded tensor: nobody can write to it in place, nor can we."""
+    strided = tensor.layout is torch.strided
+    return strided and any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+@contextmanager
+def set_aside(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Inside, `.grad` of these tensors is None; afterwards as before. For leaves that the model does not own."""
+    grads = [tensor.grad for tensor in tensors]
+    for tensor in tensors:
+        tensor.grad = None
+    try:
+        yield
+    finally:
+        for tensor, grad in zip(tensors, grads, strict=True):
+            tensor.grad = grad

@@ -28,7 +28,10 @@ _FEWEST = 16  # units that a sample keeps before it thins the batch
 def _in_memory(tensor: Tensor) -> Array | None:
     """The tensor's own memory as an array, None for what numpy cannot see."""
     if tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu" and not tensor.is_sparse:
-        array: Array = tensor.detach().numpy()
+        try:
+            array: Array = tensor.detach().numpy()
+        except (RuntimeError, TypeError):  # nested tensors, subclasses, the negative bit of a conjugate's .imag
+            return None
         return array
     return None
 
@@ -57,6 +60,8 @@ def _l2(tensor: Tensor, array: Array | None) -> float:
 def _wide_l2(tensor: Tensor) -> float:
     if tensor.is_sparse:  # P22: norms of sparse gradients are those of their values
         tensor = tensor.coalesce()._values()
+    if tensor.is_nested:
+        tensor = tensor.values()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     norm: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
@@ -139,13 +144,16 @@ def flat_sample(tensor: Tensor) -> Sample:
     step = max(-(-tensor.numel() // SAMPLE), 1)
     if array is not None:
         return array.reshape(-1)[::step].copy() if array.flags.c_contiguous else array.flat[::step]
-    return tensor.detach().reshape(-1)[::step].clone()
+    flat = tensor.detach().values() if tensor.is_nested else tensor.detach()
+    return flat.reshape(-1)[::step].clone()
 
 
 def as_array(values: Sample) -> Array:
     """A sample in main memory, as float32 or float64."""
     if isinstance(values, np.ndarray):
         return values
+    if values.is_complex():
+        values = values.abs()  # statistics of a complex site are those of its moduli
     wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
     array: Array = wide.cpu().numpy()
     return array

@@ -7,13 +7,16 @@ alive but small samples: a call remembers sequence numbers, not tensors. Full ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
 from gradwell.probe import kinds, sizes
@@ -32,6 +35,7 @@ class Visit:
 
     call = 0
     weight: Tensor | None = None
+    gain: Tensor | None = None  # of a normalisation
     fan_in: int | None = None
     fan_out: int | None = None
     out_shape: tuple[int, ...] = ()
@@ -58,11 +62,12 @@ class Visit:
 
 
 class _Frame:
-    __slots__ = ("container", "inputs", "module", "shape")
+    __slots__ = ("container", "inputs", "module", "open", "shape")
 
     def __init__(self, module: nn.Module, inputs: list[Handle], shape: tuple[int, ...]) -> None:
         self.module, self.inputs, self.shape = module, inputs, shape
         self.container = False
+        self.open = kinds.is_open(module)
 
 
 class Tape:
@@ -76,6 +81,9 @@ class Tape:
         self.recurrent: dict[str, tuple[nn.RNNBase, tuple[Any, ...]]] = {}
         self._on_failure = on_failure
         self._stack: list[_Frame] = []
+        self._thread: int | None = None
+        self._hidden = 0  # parametrisations that are being computed
+        self._problem: Exception | None = None
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         self._functions = _Functions(self)
@@ -98,8 +106,8 @@ class Tape:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._stack = []
-        self._functions.set(on=False)
+        self._stack, self._hidden = [], 0
+        self._functions.take_out()
 
     def take(self) -> list[Visit]:
         """The visits so far; the tape goes on with an empty list."""
@@ -112,9 +120,10 @@ class Tape:
         """The instrument never harms the patient: an exception of ours ends the recording, not the training."""
 
         def guarded(*args: Any) -> None:
-            if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+            if _is_transformed():
                 return
             try:
+                self._tell()
                 with torch._C.DisableTorchFunction():  # our own mode must not see our own work
                     hook(*args)
             except Exception as problem:
@@ -125,7 +134,20 @@ class Tape:
 
         return guarded
 
+    def _tell(self) -> None:
+        """Raise what went wrong in the function mode since the last hook."""
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not self._stack:
+            self._thread = get_ident()  # other threads may call models meanwhile; modes and graphs are per thread
+        elif self._thread != get_ident():
+            return
+        if self._hidden or isinstance(module, ParametrizationList):
+            self._hidden += 1  # how a layer's weight is made is the layer's own business
+            return
         if self._stack:
             self._stack[-1].container = True
         else:
@@ -140,7 +162,7 @@ class Tape:
                 if value.requires_grad:
                     inputs += handle_of(value)
         self._stack.append(_Frame(module, inputs, shape))
-        self._functions.set(on=not kinds.is_closed(module))
+        self._functions.set(on=self._stack[-1].open)
 
     def _look_at_input(self, value: Tensor) -> None:
         if self.input_rms is None or not self.visits:  # the first call of a step is the one that gets the data
@@ -148,21 +170,28 @@ class Tape:
             self.input_mean = float(sizes.as_array(sizes.flat_sample(value)).mean(dtype="float64"))
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._thread != get_ident():
+            return
+        if self._hidden:
+            self._hidden -= 1
+            return
         frame = None
         while self._stack:  # an exception may have skipped the hooks of inner modules
             frame = self._stack.pop()
             if frame.module is module:
                 break
-        self._functions.set(on=bool(self._stack) and not kinds.is_closed(self._stack[-1].module))
+        self._functions.set(on=bool(self._stack) and self._stack[-1].open)
         if frame is None or frame.module is not module or frame.container:
             return
         tensors = _with_gradient(output)
         if not tensors or self._unwanted():
             return
         name, root = self.names.module(module)
-        visit = Visit(name, type(module).__name__, kinds.role_of(module), root=root, source=self.names.source(module))
+        visit = Visit(name, kinds.kind_of(module), kinds.role_of(module), root=root, source=self.names.source(module))
         if visit.role == "weight":
-            visit.weight = next(p for p in module._parameters.values() if p is not None and p.dim() >= 2)
+            visit.weight = next((p for p in module._parameters.values() if p is not None and p.dim() >= 2), None)
+        elif visit.role == "norm":
+            visit.gain = module._parameters.get("weight")
         self._note(visit, frame.inputs, tensors, frame.shape)
         if isinstance(module, nn.RNNBase) and args:
             self.recurrent.setdefault(name, (module, args))
@@ -193,6 +222,8 @@ class Tape:
     def _note(self, visit: Visit, inputs: list[Handle], tensors: list[Tensor], in_shape: tuple[int, ...]) -> None:
         self.number(visit)
         output = tensors[0].detach()
+        if output.is_nested:
+            output = output.values()
         visit.out_shape = tuple(output.shape)
         visit.numel = output.numel()
         if in_shape and visit.out_shape:
@@ -230,9 +261,21 @@ class _Functions(TorchFunctionMode):
         if on:
             super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._open = True
-        elif torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1) is self:
+        elif (height := torch._C._len_torch_function_stack()) and torch._C._get_function_stack_at(height - 1) is self:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self._open = False
+
+    def take_out(self) -> None:
+        """Leave the stack for good, also from below a mode that the user's forward has pushed since."""
+        self._open = False
+        above: list[Any] = []
+        while torch._C._len_torch_function_stack():
+            mode = _pop_mode()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            if mode is self:
+                break
+            above.append(mode)
+        for mode in reversed(above):
+            _push_mode(mode)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -240,11 +283,21 @@ class _Functions(TorchFunctionMode):
         if name is None:
             return func(*args, **kwargs)
         source = args[0] if args else kwargs.get("input")
-        inputs = handle_of(source) if isinstance(source, Tensor) and source.requires_grad else []
+        if not isinstance(source, Tensor) or self._tape._problem is not None or _is_transformed():
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # the user's own modes must not see our own work
+            inputs = handle_of(source) if source.requires_grad else []
         output = func(*args, **kwargs)
-        if isinstance(source, Tensor) and not torch.compiler.is_compiling():
-            self._tape._guarded(self._tape.function)(name, source, inputs, output)
+        try:
+            with torch._C.DisableTorchFunction():
+                self._tape.function(name, source, inputs, output)
+        except Exception as problem:  # torch has taken this mode off the stack meanwhile: the next hook tells it
+            self._tape._problem = problem
         return output
+
+
+def _is_transformed() -> bool:
+    return bool(torch.compiler.is_compiling()) or torch._C._functorch.maybe_current_level() is not None
 
 
 def handle_of(tensor: Tensor) -> list[Handle]:
@@ -264,8 +317,16 @@ def _with_gradient(output: Any) -> list[Tensor]:
     """The floating tensors of an output of any shape (dict, dataclass, nested tuple) that take part in a graph."""
     if isinstance(output, Tensor):
         return [output] if output.requires_grad and output.grad_fn is not None else []
-    leaves: Iterable[Any] = tree_leaves(output)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in _leaves(output) if isinstance(leaf, Tensor)]
     if not tensors and hasattr(output, "__dict__"):
         tensors = [leaf for leaf in tree_leaves(vars(output)) if isinstance(leaf, Tensor)]
     return [t for t in tensors if t.requires_grad and t.grad_fn is not None]
+
+
+def _leaves(output: Any) -> Iterator[Any]:
+    """The leaves of an output; dataclasses, which pytree does not know, are looked into."""
+    for leaf in tree_leaves(output):
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _leaves([getattr(leaf, field.name, None) for field in dataclasses.fields(leaf)])
+        else:
+            yield leaf

@@ -31,8 +31,8 @@ from gradwell.report.figures import (
     to_svg,
 )
 
-GREEN, PURPLE, ORANGE, SKY, BLACK = "#009E73", "#A8527F", "#B37400", "#3B8FC0", INK
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, LINES)
+GREEN, PURPLE, ORANGE, SKY, BLACK = "#009E73", "#A8527F", "#E69F00", "#56B4E9", INK
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK, "#8C6D31")
 DASHES: dict[str, list[int]] = {"solid": [1, 0], "dashed": [7, 4], "dotted": [2, 3]}
 DECADES_SPAN = 6.0
 
@@ -48,6 +48,11 @@ class Line(msgspec.Struct, frozen=True):
     band: tuple[Sequence[float], Sequence[float]] | None = None
     """lower and upper edge"""
     points: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name in the legend; curves of one name share it."""
+        return self.name.strip() or "predicted"
 
 
 def predicted(name: str, x: Sequence[float], y: Sequence[float]) -> Line:
@@ -66,9 +71,12 @@ def lines(
     domain: tuple[float, float] | None = None,
     log_x: bool = False,
     marks: Mapping[str, float] | None = None,
+    beyond: str = "not finite",
     height: int = 280,
 ) -> Spec:
     """Curves over one axis. `span`: smallest length of y (None: as the data, from 0 where that is near).
+
+    `beyond` names the strip of what is above every number.
 
     `marks` are horizontal lines with a name, such as the chance level of a loss.
     """
@@ -81,7 +89,7 @@ def lines(
     scales = {"x": _x_axis(named, x, log=log_x), "y": _y_axis(y, bottom, top, low, high)}
     layers: list[Spec | None] = []
     layers += _strips(low, bottom, "exactly 0" if has_zero else "", scales)
-    layers += _strips(top, high, "not finite" if has_nan else "", scales)
+    layers += _strips(top, high, beyond if has_nan else "", scales)
     layers += [_rule(name, at) for name, at in (marks or {}).items() if low <= at <= high]
     layers += [_band(c) for c in named if c.band is not None]
     layers.append(_strokes(named))
@@ -126,26 +134,36 @@ def _x_axis(named: Sequence[Line], title: str, *, log: bool) -> Spec:
 
 
 def _y_axis(title: str, bottom: float, top: float, low: float, high: float) -> Spec:
-    del low, high
+    ticks = _ticks(low, high)
     return {
         "field": "y", "type": "quantitative", "title": title,
-        "scale": {"domain": [bottom, top], "nice": False, "zero": False}, "axis": {"tickCount": 8, "format": ".4~g"},
+        "scale": {"domain": [bottom, top], "nice": False, "zero": False},
+        "axis": {"values": ticks, "tickCount": len(ticks), "format": ".4~g"},
     }  # fmt: skip
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between the ends, about eight; none on a strip."""
+    raw = (high - low) / 8
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
 def _strips(edge: float, other: float, name: str, scales: Spec) -> list[Spec]:
+    """A strip for what is no number, its name beside the axis."""
     if not name:
         return []
     y = {k: v for k, v in scales["y"].items() if k != "field"}
-    data = {"values": [{"low": min(edge, other), "high": max(edge, other)}]}
     rect = {
-        "data": data,
+        "data": {"values": [{"low": min(edge, other), "high": max(edge, other)}]},
         "mark": {"type": "rect", "color": STRIP, "aria": False},
         "encoding": {"x": None, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
     }
     text = {
         "data": {"values": [{"y": (edge + other) / 2, "text": name}]},
-        "mark": {"type": "text", "align": "left", "x": 4, "fontSize": 11, "color": INK},
+        "mark": {"type": "text", "align": "right", "x": -7, "fontSize": 11, "color": INK, "clip": False},
         "encoding": {"x": None, "y": {**y, "field": "y"}, "text": {"field": "text"}},
     }
     return [rect, text]
@@ -179,24 +197,27 @@ def _band(line: Line) -> Spec:
 
 
 def _strokes(named: Sequence[Line]) -> Spec:
-    rows = []
-    for c in named:
+    rows: list[Spec] = []
+    for k, c in enumerate(named):
         part = 0
         for x, y in zip(c.x, c.y, strict=True):
             if math.isfinite(y):
-                rows.append({"x": float(x), "y": float(y), "line": c.name, "part": f"{c.name} {part}"})
+                rows.append({"x": float(x), "y": float(y), "line": c.label, "part": f"{k} {part}"})
             else:
                 part += 1
-    names = [c.name for c in named]
+    shown = {c.label: c for c in reversed(named)}
+    names = list(dict.fromkeys(c.label for c in named))
     legend = {"columns": 3 if len(names) > 2 else 2, "labelLimit": 260, "symbolSize": 250, "symbolType": "stroke"}
-    color = {"field": "line", "type": "nominal", "legend": legend,
-             "scale": {"domain": names, "range": [c.color for c in named]}}  # fmt: skip
-    dash = {"field": "line", "type": "nominal", "legend": legend,
-            "scale": {"domain": names, "range": [DASHES[c.stroke] for c in named]}}  # fmt: skip
+    colors, dashes = [shown[n].color for n in names], [DASHES[shown[n].stroke] for n in names]
+    by_name = {"field": "line", "type": "nominal", "legend": legend}
     return {
         "data": {"values": rows},
         "mark": {"type": "line", "strokeWidth": 2, "clip": True},
-        "encoding": {"color": color, "strokeDash": dash, "detail": {"field": "part"}},
+        "encoding": {
+            "color": {**by_name, "scale": {"domain": names, "range": colors}},
+            "strokeDash": {**by_name, "scale": {"domain": names, "range": dashes}},
+            "detail": {"field": "part"},
+        },
     }
 
 
@@ -258,7 +279,7 @@ def bars(
     scales: Spec = {"x": {"field": "v", "type": "quantitative", "title": x, "scale": scale, "axis": axis}, "y": y}
     bar: Spec = {"mark": {"type": "bar"}, "encoding": {"description": {"field": "said"}, "color": {
         "field": "group", "type": "nominal", "scale": {"domain": groups, "range": range_},
-        "legend": {} if len(groups) > 1 else None}}}  # fmt: skip
+        "legend": {"columns": 3 if len(groups) > 4 else 4} if len(groups) > 1 else None}}}  # fmt: skip
     if len(groups) > 1:
         scales["yOffset"] = {"field": "group", "sort": groups}
     layers: list[Spec] = [bar]

@@ -124,8 +124,8 @@ def clipping(ask: Ask) -> Outcome:
         stroke = "dashed" if name == "none" else "solid"
         y = [math.log10(v) if math.isfinite(v) and v > 0 else math.inf for v in _cap(losses)]
         curves[kind].append(Line(name, list(range(len(y))), y, stroke, colors[len(curves[kind])]))
-        ratios.append((f"{kind}, {name}", last, "after"))
         ratios.append((f"{kind}, {name}", first, "before"))
+        ratios.append((f"{kind}, {name}", last, "after"))
     columns = [
         "net",
         "clip",

@@ -92,7 +92,8 @@ def deeper_vs_shallower(ask: Ask) -> Outcome:
         rows.append([name, losses[-1], accuracy])
         facts |= {f"{name.split(',')[0]} {'shallow' if name.startswith('plain, 2 ') else 'deep'}": losses[-1]}
         curves.append(Line(name, list(range(1, len(losses) + 1)), [math.log10(v) for v in losses], stroke, color))
-    same = _identity_layers(depth)
+    with torch.random.fork_rng(devices=[]):
+        same = _identity_layers(depth)
     rows.append([f"plain ReLU, {SHALLOW} layers + {depth - SHALLOW} set to identity", same[0], same[1]])
     paths, expected, chi = _paths(ask.pick(400, 60))
     figure = lines(

@@ -74,9 +74,7 @@ def regularization(ask: Ask) -> Outcome:
                     Line(f"weight decay {wd:g}", [s for s, _ in seen], [10**v for _, v in seen], color=color)
                 )
                 expected = [10 ** seen[0][1] * (1 - 0.02 * wd) ** (2 * s) for s, _ in seen]
-                decay_curves.append(
-                    predicted("decay alone" if wd == 0 else f"{'':{len(decay_curves)}}", [s for s, _ in seen], expected)
-                )
+                decay_curves.append(predicted("decay alone", [s for s, _ in seen], expected))
     worst = max(abs(a - b) for _, a, b in checks)
     return Outcome(
         tables=[
