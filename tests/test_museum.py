@@ -347,7 +347,6 @@ def test_p11_micro_steps_are_counted_within_a_step():
     assert [step.micro_steps for step in sink.steps] == [3] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="the loss scale is not known: gradients are recorded scaled, loss_scale is None")
 def test_p14_the_loss_scale_is_told():
     case = build(museum.MUSEUM["grad_scaler"])
     with watching(every=1) as (_, sink):
@@ -371,7 +370,6 @@ def test_p17_autograd_grad_is_no_step():
         assert [step.micro_steps for step in sink.steps] == [1, 1, 1]
 
 
-@pytest.mark.xfail(strict=True, reason="every leaf that wants a gradient counts as a parameter and is kept for ever")
 def test_p17_inputs_that_want_a_gradient_are_no_parameters():
     case = build(museum.MUSEUM["pinn"])
     with watching(every=1) as (monitor, _):
@@ -452,10 +450,7 @@ def test_p25_what_is_unfrozen_later_appears_later():
     "name",
     [
         "evaluation_between",
-        pytest.param(
-            "evaluation_with_gradients",
-            marks=pytest.mark.xfail(strict=True, reason="passes without a backward count as calls too"),
-        ),
+        "evaluation_with_gradients",
     ],
 )
 def test_p26_evaluation_leaves_the_sites_alone(name):
@@ -626,7 +621,6 @@ def test_a_deleted_model_is_gone_inside_a_running_function():
     assert gone() is None
 
 
-@pytest.mark.xfail(strict=True, reason="recorder.tensors and recorder.optimizers keep every model ever trained")
 def test_models_of_a_search_are_not_kept():
     """A script that trains one model after another (cross-validation, a search) must not run out of memory."""
     gone = []
@@ -643,7 +637,6 @@ def test_models_of_a_search_are_not_kept():
         assert [r() is None for r in gone[:2]] == [True, True]
 
 
-@pytest.mark.xfail(strict=True, reason="two for each optimizer ever built, also those that are gone")
 def test_optimizers_of_finished_models_do_not_raise_the_cost(monkeypatch):
     monkeypatch.setattr("gradwell.probe.clock.ALLOWANCE", 0.0)
     with watching(budget=0.0) as (_, sink):

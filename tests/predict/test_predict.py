@@ -12,12 +12,13 @@ import torch
 
 from gradwell.errors import UnknownId, UsageError
 from gradwell.journeys.check import measure
-from gradwell.journeys.predict import Prediction, phase_diagram, predict
+from gradwell.journeys.predict import REMEMBERED, Prediction, phase_diagram, predict
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import batch, loss_fn
 from gradwell.measure.profile import profile
 from gradwell.records.net import NetConfig
 from gradwell.shelf import shelf
+from gradwell.theory.meanfield import critical_point
 
 TABLE = json.loads((Path(__file__).parents[1] / "theory" / "reference_values.json").read_text())
 KEYS = [
@@ -155,6 +156,12 @@ def test_width_correction():
     found = predict(20, "relu", "he", width=64)
     assert found.log10_gain_sd * 2 * math.log(10) == pytest.approx(math.sqrt(1.660), abs=2e-3)
     assert found.typical_log10_gain * 2 * math.log(10) == pytest.approx(-0.802, abs=2e-3)
+
+
+@pytest.mark.parametrize("activation", REMEMBERED)
+def test_remembered_critical_points(activation):
+    point = critical_point(activation)
+    assert (point.sigma_w2, point.sigma_b2) == pytest.approx(REMEMBERED[activation], abs=1e-9)
 
 
 def test_every_activation_and_init_is_predicted():

@@ -150,7 +150,6 @@ def test_two_optimizers_of_a_gan_both_step():
     assert groups == {"0.0", "1.0"}
 
 
-@pytest.mark.xfail(strict=True, reason="the tape of the judge's step took the maker's calls away")
 def test_the_maker_of_a_gan_keeps_its_sites():
     with watching(every=1) as (monitor, said):
         maker = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
@@ -330,7 +329,6 @@ def test_a_failure_of_ours_is_told_once_and_the_training_goes_on(place, monkeypa
     assert told == ["ZeroDivisionError: ours"]
 
 
-@pytest.mark.xfail(strict=True, reason="the sink's exception leaves through a hook", raises=ZeroDivisionError)
 def test_a_sink_that_always_fails_does_not_stop_the_training():
     model = net()
     monitor = Monitor(Names(), sink=fails, every=1).install()

@@ -95,7 +95,7 @@ def _one_pass(
             tape.stop()
         _require_scalar(loss)
         backward = Backward(tape, [loss])
-        with set_aside(backward.parameters):
+        with set_aside(backward.leaves):
             try:
                 loss.backward()  # type: ignore[no-untyped-call]
             finally:
@@ -133,12 +133,13 @@ def _with_update(step: Step, optimizer: torch.optim.Optimizer | None, recorder: 
         twin = copy.deepcopy(optimizer, memo)
     except Exception:  # an optimizer of the user's own that cannot be copied: no update ratio
         return step
-    copies = [memo.get(id(p), p) for p in recorder.tensors]
-    for parameter, mirror in zip(recorder.tensors, copies, strict=True):
+    tensors = [tensor for tensor in recorder.tensors if tensor is not None]
+    copies = [memo.get(id(p), p) for p in tensors]
+    for parameter, mirror in zip(tensors, copies, strict=True):
         if mirror is not parameter:
             mirror.grad = parameter.grad
     before = Weights([])
-    before.parameters, before.before = copies, [p.detach() for p in recorder.tensors]
+    before.parameters, before.before = list(copies), [p.detach() for p in tensors]
     try:
         twin.step()
     except Exception:  # SAM and its kin keep parts that a copy loses, or want a closure

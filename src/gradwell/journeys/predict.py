@@ -30,6 +30,15 @@ CRITICAL = 0.01
 """chi within this of 1 counts as critical: a hundred layers for an e-fold of the squared norm."""
 SETTLING = 40
 """Layers after which q is looked at: most nets have settled by then."""
+REMEMBERED = {
+    "gelu": (1.9830582574375488, 0.17292239075606508),
+    "gelu_tanh": (1.9828882398210932, 0.17289519826381605),
+    "silu": (1.9880046782694931, 0.5551431707215233),
+    "mish": (2.01352406971953, 0.09452178737066519),
+    "hardswish": (1.9732895836424704, 0.5071458487885154),
+}
+"""sigma_w2 and sigma_b2 of the critical points whose quadrature takes longer than all the rest of a call; the tests
+compare them with the quadrature."""
 NORMS = ("", "batch", "layer", "rms")
 
 
@@ -208,8 +217,10 @@ def _weights(
     activation: str, init: str, width: int, sigma_w2: float | None, sigma_b2: float | None
 ) -> tuple[Nonlinearity, Variances]:
     """The activation as the init's bias makes it, and the variances with what the caller replaces."""
-    if sigma_w2 is None:
-        spread: Variances = shelf("gradwell.theory.inits")[init](width, width, activation=activation)
+    if sigma_w2 is None and init == "critical" and activation in REMEMBERED:
+        spread = Variances(*REMEMBERED[activation])
+    elif sigma_w2 is None:
+        spread = shelf("gradwell.theory.inits")[init](width, width, activation=activation)
     else:
         shelf("gradwell.theory.inits")[init]
         spread = Variances(sigma_w2)
@@ -420,6 +431,8 @@ def _critical_words(activation: str) -> tuple[str, float, float] | None:
     if activation in ("sigmoid", "hard_sigmoid"):
         found = shelf("gradwell.theory.inits")["centred_sigmoid"](64, 64, activation=activation)
         return "centred_sigmoid", found.sigma_w2, found.sigma_b2
+    if activation in REMEMBERED:
+        return "critical", *REMEMBERED[activation]
     try:
         point = shelf("gradwell.theory.inits")["critical"](64, 64, activation=activation)
     except GradwellError:
@@ -489,9 +502,9 @@ def phase_diagram(
     now = w2 + sigma_b2
     gains = np.empty((w2.size, max(depths)))
     for layer in range(max(depths)):
-        second, slope = meanfield._v_d(unit, now)
-        gains[:, layer] = 0.5 * np.log10(w2 * slope)
-        now = np.minimum(w2 * second + sigma_b2, 1e250)
+        found = meanfield.moments(unit, now)
+        gains[:, layer] = 0.5 * np.log10(w2 * found.squared_slope)
+        now = np.minimum(w2 * found.second + sigma_b2, 1e250)
     totals = np.cumsum(gains, axis=1)[:, np.asarray(depths, dtype=int) - 1]
     fixed = [_fixed(unit, float(s), float(sigma_b2), 1.0) for s in w2]
     try:

@@ -31,17 +31,21 @@ class Backward:
 
     After `finish`: every visit has `delta`, `left`, `isotropic`, `flow`; `source` and `output` are the indices of
     the deepest site and of the model's output, None where there is no path of two weights; `beyond` holds the
-    indices of sites between the output and the loss; `parameters` are the leaves that the backward reaches; `lags`
+    indices of sites between the output and the loss; `leaves` are the tensors whose `.grad` the backward writes,
+    `parameters` those that were not inputs; `lags`
     is the lag profile of each fused recurrent layer, the reverse direction under `name:reverse`.
     """
 
     def __init__(self, tape: Tape, losses: Sequence[Tensor]) -> None:
         self.graph = Graph([loss.grad_fn for loss in losses])
-        self.input_rms, self.input_mean = tape.input_rms, tape.input_mean
         self.lags: dict[str, list[float]] = {}
-        self._recurrent = tape.recurrent
-        self.visits = tape.take()
-        self.parameters = list(self.graph.parameters.values())
+        self.visits = tape.take(self._reaches)
+        self._given = [tape.given.pop(turn) for turn in sorted({v.turn for v in self.visits}) if turn in tape.given]
+        self.input_rms = self._given[0].rms if self._given else None
+        self.input_mean = self._given[0].mean if self._given else None
+        self.leaves = list(self.graph.parameters.values())
+        asked = tape.inputs_with_gradient
+        self.parameters = [p for p in self.leaves if id(p) not in asked]
         self.source: int | None = None
         self.output: int | None = None
         self.beyond: set[int] = set()
@@ -58,7 +62,6 @@ class Backward:
     # ------------------------------------------------------------------ before
 
     def _plan(self) -> None:
-        self._settle()
         borders = {key for visit in self.visits for key in visit.outputs}
         owned = self._leaves(borders)
         self._add_ownerless(owned, borders)
@@ -69,11 +72,11 @@ class Backward:
             for seq, jobs in tasks.items():
                 self._handles.append(getattr(self.graph.nodes[seq], register)(self._tape._guarded(_hook(jobs))))
 
-    def _settle(self) -> None:
-        """Turn handles into keys that this backward reaches: a tensor's own, else its base's."""
-        for visit in self.visits:
-            visit.outputs = self._reached(visit.where_out)
-            visit.inputs = set(self._reached(visit.where_in))
+    def _reaches(self, visit: Visit) -> bool:
+        """Turn a visit's handles into keys of this backward, a tensor's own or else its base's; True where it has some."""
+        visit.outputs = self._reached(visit.where_out)
+        visit.inputs = set(self._reached(visit.where_in))
+        return bool(visit.outputs)
 
     def _reached(self, handles: Sequence[Handle]) -> list[Key]:
         nodes = self.graph.nodes
@@ -110,10 +113,13 @@ class Backward:
             borders.add((seq, 0))
             found.append(visit)
         for visit in found:
-            self._tape.number(visit)
             _, visit.exits = self.graph.inside(visit.outputs, set(), borders)
         if found:
             self.visits = sorted([*self.visits, *found], key=lambda v: min((k[0] for k in v.outputs), default=0))
+        calls: dict[str, int] = {}
+        for visit in self.visits:
+            visit.call = calls.get(visit.name, 0)
+            calls[visit.name] = visit.call + 1
 
     def _find_path(self) -> None:
         """The deepest site, the one with most weights between it and the loss, and the nodes from there to the loss."""
@@ -183,10 +189,10 @@ class Backward:
         _finish_weights(self.visits)
         if self.source is not None:
             self._find_flow(self.visits[self.source])
-        for name, (module, args) in self._recurrent.items():
+        for name, (module, args) in {k: v for given in self._given for k, v in given.recurrent.items()}.items():
             for direction, profile in lag_profile(module, *args).items():
                 self.lags[name if direction == "forward" else f"{name}:{direction}"] = profile
-        self._recurrent = {}
+        self._given = []
         self.graph = Graph([])
 
     def keep(self, handle: Any) -> Any:

@@ -32,6 +32,7 @@ PATCHED = (
     "torch.autograd._make_grads: replaced while a script runs; tells that a backward begins, and with which loss",
     "torch.nn.Module.__init__: replaced while a script runs; notes the line where a module is built",
     "torch.optim.Optimizer.__init__: replaced while a script runs; tells that steps are optimizer steps",
+    "torch.amp.GradScaler.scale: replaced while a script runs; tells the loss scale",
     "global module hooks and a TorchFunctionMode: on sampled steps only",
     "global optimizer step hooks: count steps and measure updates",
 )
@@ -67,7 +68,8 @@ class Monitor:
         self.micro_steps = 0
         self.sampled = 0
         self.spent = 0.0
-        self._sink, self._on_failure = sink, on_failure
+        self._sink: Callable[[Step | Event], None] | None = sink
+        self._on_failure = on_failure
         self._budget, self._every, self._max_steps = budget, every, max_steps
         self._owner = os.getpid()
         self._since = time.perf_counter()
@@ -81,6 +83,8 @@ class Monitor:
         self._weights: Weights | None = None
         self._original: Callable[..., Any] | None = None
         self._optimizer_init: Callable[..., Any] | None = None
+        self._scaler_scale: Callable[..., Any] | None = None
+        self._scaler: weakref.ref[Any] | None = None
         self._handles: list[Any] = []
         self._told_nonfinite = False
         self._broken = False
@@ -92,6 +96,7 @@ class Monitor:
         self._original = torch.autograd._make_grads
         torch.autograd._make_grads = _stand_in(weakref.ref(self))
         self._watch_optimizers()
+        self._watch_scaler()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_step),
             register_optimizer_step_post_hook(self._after_step),
@@ -104,6 +109,9 @@ class Monitor:
         if self._original is not None:
             torch.autograd._make_grads = self._original
             self._original = None
+        if self._scaler_scale is not None:
+            torch.amp.GradScaler.scale = self._scaler_scale  # type: ignore[method-assign]
+            self._scaler_scale = None
         if self._optimizer_init is not None:
             torch.optim.Optimizer.__init__ = self._optimizer_init  # type: ignore[method-assign]
             self._optimizer_init = None
@@ -128,6 +136,25 @@ class Monitor:
         self._optimizer_init = original
         torch.optim.Optimizer.__init__ = __init__  # type: ignore[method-assign,assignment]
 
+    def _watch_scaler(self) -> None:
+        """Know the scaler that has multiplied the loss of this step."""
+        original = torch.amp.GradScaler.scale
+        monitor = weakref.ref(self)
+
+        def scale(scaler: Any, outputs: Any) -> Any:
+            alive = monitor()
+            if alive is not None:
+                alive._scaler = weakref.ref(scaler)
+            return original(scaler, outputs)
+
+        self._scaler_scale = original
+        torch.amp.GradScaler.scale = scale  # type: ignore[method-assign,assignment]
+
+    def _take_scale(self) -> float | None:
+        """The scale of the loss in flight, None for one that was not scaled."""
+        scaler, self._scaler = self._scaler() if self._scaler is not None else None, None
+        return float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
+
     @property
     def overhead(self) -> float | None:
         """Share of the training's time that went into measuring, None before the first backward."""
@@ -144,9 +171,19 @@ class Monitor:
         if backward is not None:
             backward.close()
         text = f"{type(problem).__name__}: {problem}"
-        self._sink(Event("instrument_failed", self.steps, {"problem": text}))
         if self._on_failure is not None:
             self._on_failure(text)
+        self._hand_over(Event("instrument_failed", self.steps, {"problem": text}))
+
+    def _hand_over(self, item: Step | Event) -> None:
+        """To the sink; one that raises is told once and gets nothing more."""
+        sink, self._sink = self._sink, None
+        try:
+            if sink is not None:
+                sink(item)
+                self._sink = sink
+        except Exception as problem:
+            self._fail(problem)
 
     # ------------------------------------------------------------------ backward
 
@@ -166,7 +203,7 @@ class Monitor:
     def _backward_begins(self, outputs: Sequence[Tensor]) -> None:
         if self._began is None:
             self._began = time.perf_counter()
-        if not self.recorder.optimizers:
+        if not self.recorder.has_optimizer:
             self._flush()
             if self.micro_steps:
                 self._step_done()
@@ -175,7 +212,7 @@ class Monitor:
         loss = _loss_of(outputs)
         if loss is not None and not math.isfinite(loss) and not self._told_nonfinite:
             self._told_nonfinite = True
-            self._sink(Event("nonfinite_loss", self.steps, {"loss": loss}))
+            self._hand_over(Event("nonfinite_loss", self.steps, {"loss": loss}))
             self._trigger()
         if self._broken or not self.tape.running or self._pending is not None:
             return
@@ -183,6 +220,7 @@ class Monitor:
         if not roots:
             return
         self.tape.stop()
+        scale = self._take_scale()
         if self._backward is not None:  # the one before has raised on its way
             self._backward.close()
         backward = Backward(self.tape, roots)
@@ -191,7 +229,7 @@ class Monitor:
 
         def ends() -> None:
             # Re-queued once: the first callback may run before DDP has averaged the gradients (PITFALLS P10).
-            engine.queue_callback(lambda: self._timed(lambda: self._backward_ends(backward, loss)))
+            engine.queue_callback(lambda: self._timed(lambda: self._backward_ends(backward, loss, scale)))
 
         node: Any = roots[0].grad_fn
 
@@ -210,7 +248,7 @@ class Monitor:
             self._fail(problem)
         self.spent += time.perf_counter() - start
 
-    def _backward_ends(self, backward: Backward, loss: float | None) -> None:
+    def _backward_ends(self, backward: Backward, loss: float | None, scale: float | None) -> None:
         if self._backward is not backward:
             return
         self._backward = None
@@ -220,8 +258,8 @@ class Monitor:
         named = [p for p in self.names.parameters() if id(p) in reached]
         self.recorder.add_parameters([*named, *backward.parameters, *stepped])
         elapsed = time.perf_counter() - self._since
-        self._pending = self.recorder.step(backward, self.steps, loss=loss, time_s=round(elapsed, 6))
-        if not self.recorder.optimizers:
+        self._pending = self.recorder.step(backward, self.steps, loss=loss, loss_scale=scale, time_s=round(elapsed, 6))
+        if not self.recorder.has_optimizer:
             self._weights = Weights(self.recorder.tensors)
 
     # ------------------------------------------------------------------ step
@@ -253,7 +291,7 @@ class Monitor:
         if weights is not None:
             step = self.recorder.with_updates(step, weights.update_norms())
         self.sampled += 1
-        self._sink(msgspec.structs.replace(step, micro_steps=max(self._in_step, 1)))
+        self._hand_over(msgspec.structs.replace(step, micro_steps=max(self._in_step, 1)))
 
     def _step_done(self) -> None:
         self.steps += 1
@@ -261,12 +299,12 @@ class Monitor:
         if self._original is None:
             return
         wanted = self._wanted()
+        self.tape.turn_over()
         if wanted and not self.tape.running:
-            self.tape.take()
             self.tape.start()
-        elif not wanted and self.tape.running:
+        elif not wanted:
             self.tape.stop()
-            self.tape.take()
+            self.tape.clear()
         if self._max_steps is not None and self.steps >= self._max_steps:
             raise StopTraining
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+import weakref
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -26,18 +27,17 @@ _TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float16, torch.bfloa
 class Weights:
     """Copies of the parameters, to measure an update as weight after minus weight before."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor | None]) -> None:
         with torch.no_grad():
             self.parameters = list(parameters)
-            self.before = [p.detach().clone() for p in parameters]
+            self.before = [None if p is None else p.detach().clone() for p in parameters]
 
     def update_norms(self) -> list[float]:
         """L2 norm of after minus before for each parameter."""
         with torch.no_grad():
-            after = [p.detach() for p in self.parameters]
-            same = [b.shape == a.shape for a, b in zip(after, self.before, strict=True)]
-            changes = [a - b if ok else torch.zeros(1) for a, b, ok in zip(after, self.before, same, strict=True)]
-            return sizes.l2_all(changes)
+            pairs = zip(self.parameters, self.before, strict=True)
+            changes = [None if a is None or b is None or a.shape != b.shape else a.detach() - b for a, b in pairs]
+            return sizes.l2_all([torch.zeros(1) if change is None else change for change in changes])
 
 
 class Recorder:
@@ -50,11 +50,27 @@ class Recorder:
         self.names = names
         self.sites: list[Site] = []
         self.params: list[Param] = []
-        self.tensors: list[Tensor] = []
-        self.optimizers: list[torch.optim.Optimizer] = []
+        # A search over many models must not keep them all: parameters and optimizers are held weakly.
+        self._tensors: list[weakref.ref[Tensor]] = []
+        self._optimizers: list[tuple[weakref.ref[torch.optim.Optimizer], OptimizerInfo]] = []
         self._site_index: dict[tuple[str, int, str], int] = {}
         self._param_index: dict[int, int] = {}
         self._told = 0
+
+    @property
+    def tensors(self) -> list[Tensor | None]:
+        """The parameters in the order of the columns, None for one that is gone."""
+        return [reference() for reference in self._tensors]
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that are still there."""
+        return [optimizer for reference, _ in self._optimizers if (optimizer := reference()) is not None]
+
+    @property
+    def has_optimizer(self) -> bool:
+        """True when the training has, or had, an optimizer: steps are its steps then."""
+        return bool(self._optimizers)
 
     def appeared(self) -> list[Site]:
         """Sites that appeared since the last call."""
@@ -64,7 +80,7 @@ class Recorder:
     def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Note an optimizer; its parameters become known."""
         if not any(known is optimizer for known in self.optimizers):
-            self.optimizers.append(optimizer)
+            self._optimizers.append((weakref.ref(optimizer), optimizer_info(optimizer)))
 
     def add_parameters(self, tensors: Iterable[Tensor]) -> None:
         """Make parameters known, in the order in which they are first seen."""
@@ -75,15 +91,16 @@ class Recorder:
             for p in group["params"]
         }
         for tensor in tensors:
-            if id(tensor) not in self._param_index:
-                self._param_index[id(tensor)] = len(self.tensors)
+            index = self._param_index.get(id(tensor))
+            if index is None or self._tensors[index]() is not tensor:
+                self._param_index[id(tensor)] = len(self._tensors)
                 name, site = self.names.parameter(tensor)
-                self.tensors.append(tensor)
+                self._tensors.append(weakref.ref(tensor))
                 self.params.append(Param(name, site, list(tensor.shape), groups.get(id(tensor))))
 
     def header(self, *, argv: Sequence[str], started: str, seed: int | None = None) -> Header:
         """Line 1 of the run, with what is known now."""
-        first = self.tensors[0] if self.tensors else None
+        first = next((tensor for tensor in self.tensors if tensor is not None), None)
         return Header(
             tool=_tool(),
             torch=str(torch.__version__),
@@ -93,17 +110,23 @@ class Recorder:
             argv=list(argv),
             started=started,
             seed=seed,
-            optimizers=[optimizer_info(optimizer) for optimizer in self.optimizers],
+            optimizers=[info for _, info in self._optimizers],
             sites=list(self.sites),
             params=list(self.params),
         )
 
-    def step(self, backward: Backward, number: int, *, loss: float | None, **scalars: Any) -> Step:
-        """The record of one backward pass; updates are added by `with_updates` when the optimizer has stepped."""
+    def step(
+        self, backward: Backward, number: int, *, loss: float | None, loss_scale: float | None = None, **scalars: Any
+    ) -> Step:
+        """The record of one backward pass; updates are added by `with_updates` when the optimizer has stepped.
+
+        `loss_scale`: what the loss was multiplied with (AMP); loss and gradients are recorded without it.
+        """
+        scale = loss_scale or 1.0
         visits = backward.visits
         index = [self._index(i, visit) for i, visit in enumerate(visits)]
         columns: dict[str, list[float | None]] = {name: [None] * len(self.sites) for name in SITE_COLUMNS}
-        root_batch = math.sqrt(max(self._batch(backward), 1))
+        root_batch = math.sqrt(max(self._batch(backward), 1)) * scale
         for i, visit in enumerate(visits):
             on_ledger = backward.source is not None and i != backward.source and i not in backward.beyond
             for name, value in _site_row(visit, root_batch, on_ledger=on_ledger).items():
@@ -111,10 +134,11 @@ class Recorder:
         total = None
         if backward.source is not None and backward.output is not None and backward.source != backward.output:
             total = _gain(visits[backward.source].delta, visits[backward.output].delta)
-        params, norm = self._param_columns()
+        params, norm = self._param_columns(scale)
         return Step(
             step=number,
-            loss=loss,
+            loss=None if loss is None else loss / scale,
+            loss_scale=loss_scale,
             grad_norm=norm,
             total=total,
             source=None if backward.source is None else index[backward.source],
@@ -130,7 +154,7 @@ class Recorder:
 
     def with_updates(self, step: Step, norms: Sequence[float]) -> Step:
         """The same step with `update_rms` filled in, for the parameters known when the copy was taken."""
-        counts = [max(p.numel(), 1) for p in self.tensors]
+        counts = [max(math.prod(param.shape), 1) for param in self.params]
         column: list[float | None] = [n / math.sqrt(c) for n, c in zip(norms, counts, strict=False)]
         return msgspec.structs.replace(step, params={**step.params, "update_rms": column})
 
@@ -148,12 +172,13 @@ class Recorder:
         shape = backward.visits[backward.output].out_shape
         return shape[0] if len(shape) > 1 else 1
 
-    def _param_columns(self) -> tuple[dict[str, list[float | None]], float | None]:
-        columns: dict[str, list[float | None]] = {name: [None] * len(self.tensors) for name in PARAM_COLUMNS}
-        weights = sizes.l2_all([t.detach() for t in self.tensors])
-        with_grad = [(i, t.grad) for i, t in enumerate(self.tensors) if t.grad is not None]
-        norms = sizes.l2_all([g.detach() for _, g in with_grad])
-        for i, (tensor, norm) in enumerate(zip(self.tensors, weights, strict=True)):
+    def _param_columns(self, scale: float) -> tuple[dict[str, list[float | None]], float | None]:
+        columns: dict[str, list[float | None]] = {name: [None] * len(self._tensors) for name in PARAM_COLUMNS}
+        alive = [(i, tensor) for i, tensor in enumerate(self.tensors) if tensor is not None]
+        weights = sizes.l2_all([tensor.detach() for _, tensor in alive])
+        with_grad = [(i, tensor.grad) for i, tensor in alive if tensor.grad is not None]
+        norms = [norm / scale for norm in sizes.l2_all([g.detach() for _, g in with_grad])]
+        for (i, tensor), norm in zip(alive, weights, strict=True):
             columns["weight_rms"][i] = norm / math.sqrt(max(tensor.numel(), 1))
         for (i, grad), norm in zip(with_grad, norms, strict=True):
             rms = norm / math.sqrt(max(grad.numel(), 1))

@@ -34,6 +34,7 @@ class Visit:
     """One call of a leaf: who it is, where it lies in the graph, and what was measured there."""
 
     call = 0
+    turn = 0  # which call of an outermost module this belongs to
     weight: Tensor | None = None
     gain: Tensor | None = None  # of a normalisation
     fan_in: int | None = None
@@ -61,6 +62,14 @@ class Visit:
         self.stats: dict[str, float] = {}
 
 
+class Given:
+    """What one call of an outermost module was given: size and mean of its first floating tensor, recurrent inputs."""
+
+    def __init__(self, rms: float | None = None, mean: float | None = None) -> None:
+        self.rms, self.mean = rms, mean
+        self.recurrent: dict[str, tuple[nn.RNNBase, tuple[Any, ...]]] = {}
+
+
 class _Frame:
     __slots__ = ("container", "inputs", "module", "open", "shape")
 
@@ -76,15 +85,15 @@ class Tape:
     def __init__(self, names: Names, *, on_failure: Callable[[Exception], None] | None = None) -> None:
         self.names = names
         self.visits: list[Visit] = []
-        self.input_rms: float | None = None
-        self.input_mean: float | None = None
-        self.recurrent: dict[str, tuple[nn.RNNBase, tuple[Any, ...]]] = {}
+        self.given: dict[int, Given] = {}
+        self.inputs_with_gradient: set[int] = set()
+        self._turn = 0
+        self._last_turn = 0
         self._on_failure = on_failure
         self._stack: list[_Frame] = []
         self._thread: int | None = None
         self._hidden = 0  # parametrisations that are being computed
         self._problem: Exception | None = None
-        self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         self._functions = _Functions(self)
 
@@ -109,12 +118,27 @@ class Tape:
         self._stack, self._hidden = [], 0
         self._functions.take_out()
 
-    def take(self) -> list[Visit]:
-        """The visits so far; the tape goes on with an empty list."""
-        visits, self.visits, self._calls = self.visits, [], {}
-        self.input_rms = self.input_mean = None
-        self.recurrent = {}
-        return visits
+    def take(self, reached: Callable[[Visit], bool]) -> list[Visit]:
+        """The visits of every outermost call that a backward reaches; the others stay for a later backward.
+
+        So a generator's forward pass waits for its own backward while the judge's goes first, and an evaluation with
+        gradients on does not count as a call.
+        """
+        turns = {visit.turn for visit in self.visits if reached(visit)}
+        taken = [visit for visit in self.visits if visit.turn in turns]
+        self.visits = [visit for visit in self.visits if visit.turn not in turns]
+        return taken
+
+    def turn_over(self) -> None:
+        """Begin a new step: forget the calls that were left before the last one."""
+        self.visits = [visit for visit in self.visits if visit.turn > self._last_turn]
+        self.given = {turn: given for turn, given in self.given.items() if turn > self._last_turn}
+        self.inputs_with_gradient = set()
+        self._last_turn = self._turn
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self.visits, self.given = [], {}
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """The instrument never harms the patient: an exception of ours ends the recording, not the training."""
@@ -152,12 +176,13 @@ class Tape:
             self._stack[-1].container = True
         else:
             self.names.root(module)
+            self._turn += 1
         inputs: list[Handle] = []
         shape: tuple[int, ...] = ()
         for value in args if all(isinstance(a, Tensor) for a in args) else tree_leaves(args):
             if isinstance(value, Tensor):
-                if not self._stack and not shape and value.is_floating_point() and value.numel():
-                    self._look_at_input(value.detach())
+                if not self._stack:
+                    self._look_at_input(value)
                 shape = shape or tuple(value.shape)
                 if value.requires_grad:
                     inputs += handle_of(value)
@@ -165,9 +190,13 @@ class Tape:
         self._functions.set(on=self._stack[-1].open)
 
     def _look_at_input(self, value: Tensor) -> None:
-        if self.input_rms is None or not self.visits:  # the first call of a step is the one that gets the data
-            self.input_rms = sizes.l2(value) / value.numel() ** 0.5
-            self.input_mean = float(sizes.as_array(sizes.flat_sample(value)).mean(dtype="float64"))
+        """The first floating tensor that an outermost module is given; leaves among the inputs are no parameters."""
+        if value.requires_grad and value.is_leaf and not isinstance(value, nn.Parameter):
+            self.inputs_with_gradient.add(id(value))
+        if self._turn not in self.given and value.is_floating_point() and value.numel():
+            value = value.detach()
+            mean = float(sizes.as_array(sizes.flat_sample(value)).mean(dtype="float64"))
+            self.given[self._turn] = Given(sizes.l2(value) / value.numel() ** 0.5, mean)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._thread != get_ident():
@@ -194,7 +223,7 @@ class Tape:
             visit.gain = module._parameters.get("weight")
         self._note(visit, frame.inputs, tensors, frame.shape)
         if isinstance(module, nn.RNNBase) and args:
-            self.recurrent.setdefault(name, (module, args))
+            self.given.setdefault(self._turn, Given()).recurrent.setdefault(name, (module, args))
 
     def function(self, name: str, source: Tensor, inputs: list[Handle], output: Any) -> None:
         """A functional activation, seen by the mode while a module runs."""
@@ -214,13 +243,8 @@ class Tape:
         """True when the tape is full, and inside the recomputation of a checkpoint (PITFALLS P9)."""
         return len(self.visits) >= MAX_CALLS or torch._C._current_graph_task_id() != -1
 
-    def number(self, visit: Visit) -> None:
-        """Count the calls of one name."""
-        visit.call = self._calls.get(visit.name, 0)
-        self._calls[visit.name] = visit.call + 1
-
     def _note(self, visit: Visit, inputs: list[Handle], tensors: list[Tensor], in_shape: tuple[int, ...]) -> None:
-        self.number(visit)
+        visit.turn = self._turn
         output = tensors[0].detach()
         if output.is_nested:
             output = output.values()

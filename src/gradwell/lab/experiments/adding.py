@@ -22,8 +22,8 @@ def adding(ask: Ask) -> Outcome:
 
     What you see:
         The RNN's error stays at 1/6, which is what answering 1 every time costs. The LSTM's falls to the thousandths.
-        The first table tells it before training: the RNN's gradient at the first step is dozens of decades smaller than
-        at the last, the LSTM's is not.
+        The table tells it before training: the RNN's gradient at the first step is 19 decades smaller than at the last;
+        the LSTM with forget bias 1 starts with 8 and opens its gates as it learns.
 
     Why:
         The first mark lies up to T steps back; the gradient that would tell the weights about it is a product of T

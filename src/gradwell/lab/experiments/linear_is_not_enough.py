@@ -18,9 +18,9 @@ def linear_is_not_enough(ask: Ask) -> Outcome:
     """However many linear layers there are, together they are one linear map, and XOR fails.
 
     What you see:
-        The linear net comes to a loss of exactly 0.5, an output of 1/2 for all four points, whatever its depth. The
-        product of its matrices gives the same outputs to the last digits. With tanh between the layers the same net
-        solves XOR.
+        The linear net comes to a loss of 0.5 (0.501, as online steps jitter), an output of 1/2 for all four points,
+        whatever its depth. The product of its matrices gives the same outputs to the last digits. With tanh between the
+        layers the same net solves XOR.
 
     Why:
         W3 (W2 (W1 x + b1) + b2) + b3 = A x + c. No line parts (0,1) and (1,0) from (0,0) and (1,1); the best that any

@@ -56,8 +56,9 @@ def optimizers(ask: Ask) -> Outcome:
 
     What you see:
         On the healthy net all of them learn. On the ReLU net that vanishes, SGD stands still and the adaptive ones
-        learn, later than on the healthy net: they rescale each layer's step. On the sigmoid net none helps much: its
-        lower layers pass on no information that a larger step could use.
+        learn, later than on the healthy net: they rescale each layer's step. On the sigmoid net none helps much (1.5 at
+        best after 400 steps): its lower layers pass on little information that a larger step could use. The exploding
+        net learns too, at a rate four times smaller under SGD.
 
     Why:
         Adam, RMSprop and AdaGrad divide each gradient by its own size, sign does so entirely; that undoes a small

@@ -70,7 +70,7 @@ def xor_depth(ask: Ask) -> Outcome:
     return Outcome(
         tables=[table, gains],
         figures={
-            **({"share": _share(depths, found)} if len(found) > 1 else {}),
+            **({"share": _share(depths, found, quick=ask.quick)} if len(found) > 1 else {}),
             "loss": _losses(found),
             "profile": _profile(deepest, gain),
         },
