@@ -73,7 +73,7 @@ class Backward:
                 self._handles.append(getattr(self.graph.nodes[seq], register)(self._tape._guarded(_hook(jobs))))
 
     def _reaches(self, visit: Visit) -> bool:
-        """Turn a visit's handles into keys of this backward, a tensor's own or else its base's; True where it has some."""
+        """Turn handles into keys of this backward, a tensor's own or else its base's; True where there are some."""
         visit.outputs = self._reached(visit.where_out)
         visit.inputs = set(self._reached(visit.where_in))
         return bool(visit.outputs)
