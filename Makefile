@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/gradwell demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 >>> import gradwell as gw
 >>> sorted(gw.__all__)
-['Diagnosis', 'GradwellError', 'Run', 'check', 'load']
+['Diagnosis', 'GradwellError', 'Prediction', 'Run', 'check', 'load', 'predict']
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradwell.errors import GradwellError
     from gradwell.journeys.check import check
+    from gradwell.journeys.predict import Prediction, predict
     from gradwell.records.run import Run, load
     from gradwell.records.verdict import Diagnosis
 
 _HOMES = {
     "GradwellError": "gradwell.errors",
     "check": "gradwell.journeys.check",
+    "Prediction": "gradwell.journeys.predict",
+    "predict": "gradwell.journeys.predict",
     "Run": "gradwell.records.run",
     "load": "gradwell.records.run",
     "Diagnosis": "gradwell.records.verdict",
 }
-__all__ = ["Diagnosis", "GradwellError", "Run", "check", "load"]
+__all__ = ["Diagnosis", "GradwellError", "Prediction", "Run", "check", "load", "predict"]
 
 
 def __getattr__(name: str) -> Any:

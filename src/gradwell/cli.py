@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradwell.errors import GradwellError, UsageError
+from gradwell.errors import GradwellError, UnreadableInput, UsageError
 from gradwell.journeys.catalogue import SHELVES
 from gradwell.probe import host
 from gradwell.shelf import Shelf, shelf
@@ -199,13 +199,20 @@ def demo(
 
 @app.command("list")
 def list_(
-    what: Annotated[str, typer.Argument(metavar="SHELF", help="symptoms, causes, remedies, activations or inits.")],
+    what: Annotated[
+        str, typer.Argument(metavar="SHELF", help="symptoms, causes, remedies, activations, inits or experiments.")
+    ],
 ) -> int:
     """List what is on a shelf, a line each."""
+    return _list(what)
+
+
+def _list(what: str) -> int:
     told, entries = _Told(), _shelf(what)
-    width = max(len(entry.id) for entry in entries.values())
-    for entry in entries.values():
-        told.print(f"{entry.id:<{width}}  {entry.page.title}")
+    shown = {_shown(what, entry.id): entry for entry in entries.values()}
+    width = max(map(len, shown))
+    for name, entry in shown.items():
+        told.print(f"{name:<{width}}  {entry.page.title}")
     return told.status(0)
 
 
@@ -213,23 +220,107 @@ def list_(
 def explain(
     topic: Annotated[str, typer.Argument(metavar="ID", help="The id of a symptom, cause, remedy, ...")],
 ) -> int:
-    """Print the page of a symptom, cause, remedy, activation or init."""
-    homes = {name: shelf(package) for name, package in SHELVES.items()}
+    """Print the page of a symptom, cause, remedy, activation, init or experiment."""
+    homes = {name: shelf(package) for name, package in SHELVES.items() if name != EXPERIMENTS}
     found = [(name, entries[topic]) for name, entries in homes.items() if topic in entries]
+    if not found:  # experiments last: they load torch
+        homes[EXPERIMENTS] = shelf(SHELVES[EXPERIMENTS])
+        key = topic.replace("-", "_")
+        found = [(EXPERIMENTS, homes[EXPERIMENTS][key])] if key in homes[EXPERIMENTS] else []
     if not found:
         import difflib
 
-        every = [key for entries in homes.values() for key in entries]
+        every = [_shown(name, key) for name, entries in homes.items() for key in entries]
         close = difflib.get_close_matches(topic, every, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"see `gradwell list {'/'.join(SHELVES)}`."
         raise UsageError(f"Nothing is called {topic!r}; {hint}")
     told = _Told()
     for name, entry in found:
-        told.print(f"{entry.id} ({name})\n\n{entry.page.text}\n")
+        told.print(f"{_shown(name, entry.id)} ({name})\n\n{entry.page.text}\n")
         if name == "symptoms" and entry.thresholds:
             told.print(f"Thresholds (--set {entry.id}.name=value):")
             told.print("\n".join(f"  {key} = {value}" for key, value in entry.thresholds.items()) + "\n")
     return told.status(0)
+
+
+@app.command()
+def predict(
+    *,
+    depth: Annotated[int, typer.Option("--depth", help="Hidden layers.")],
+    activation: Annotated[str, typer.Option("--activation", help="`gradwell list activations`.")] = "relu",
+    init: Annotated[str, typer.Option("--init", help="`gradwell list inits`.")] = "torch_default",
+    width: Annotated[int, typer.Option("--width", help="Units in a layer.")] = 64,
+    sigma_w2: Annotated[float | None, typer.Option("--sigma-w2", help="fan_in Var W, instead of the init's.")] = None,
+    sigma_b2: Annotated[float | None, typer.Option("--sigma-b2", help="Var b, instead of the init's.")] = None,
+    norm: Annotated[str, typer.Option("--norm", metavar="batch|layer|rms", help="Normalisation in each layer.")] = "",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="For batch norm.")] = None,
+    shortcut: Annotated[
+        float | None, typer.Option("--shortcut", metavar="SCALE", help="Blocks x + SCALE F(x).")
+    ] = None,
+    dropout: Annotated[float, typer.Option("--dropout", help="Probability to drop a unit.")] = 0.0,
+    rnn: Annotated[int | None, typer.Option("--rnn", metavar="STEPS", help="Through so many time steps.")] = None,
+    json: Annotated[str | None, typer.Option("--json", metavar="[PATH]", help="As JSON; - or nothing: stdout.")] = None,
+) -> int:
+    """Predict the gradient of a network from mean-field theory, before any training."""
+    from gradwell.journeys.predict import predict as predict_gain
+
+    found = predict_gain(
+        depth, activation, init, width=width, sigma_w2=sigma_w2, sigma_b2=sigma_b2, norm=norm, batch_size=batch_size,
+        shortcut=shortcut, dropout=dropout, rnn=rnn,
+    )  # fmt: skip
+    told = _Told()
+    if json is None:
+        told.print(str(found))
+    elif json == "-":
+        told.print(found.to_json())
+    else:
+        _write_file(Path(json), found.to_json().encode())
+    return told.status(0)
+
+
+lab_app = typer.Typer(help="Experiments with many small networks.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(lab_app, name="lab")
+
+
+@lab_app.command("list")
+def lab_list() -> int:
+    """List the experiments, a line each."""
+    return _list(EXPERIMENTS)
+
+
+@lab_app.command("run")
+def lab_run(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="`gradwell lab list`.")],
+    *,
+    quick: Annotated[bool, typer.Option("--quick", help="The short form, under 20 seconds.")] = False,
+    depth: Annotated[int | None, typer.Option("--depth", min=1, help="Hidden layers.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Runs.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Epochs at most.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Tables, figures and page go there.")] = None,
+    html: Annotated[str | None, typer.Option("--html", metavar="PATH", help="The page alone.")] = None,
+) -> int:
+    """Run an experiment: what is predicted beside what is measured."""
+    from gradwell.lab.experiment import run_experiment
+
+    told = _Told()
+    run_experiment(name, quick=quick, depth=depth, seeds=seeds, epochs=epochs, out=out, html=html, say=told.print)
+    return told.status(0)
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as problem:
+        raise UnreadableInput(f"Cannot write {path}: {problem.strerror}; name a place that can be written.") from None
+
+
+EXPERIMENTS = "experiments"
+
+
+def _shown(home: str, key: str) -> str:
+    """An id as people write it: experiments with dashes."""
+    return key.replace("_", "-") if home == EXPERIMENTS else key
 
 
 def _shelf(what: str) -> Shelf:
@@ -359,7 +450,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _command(argv: Sequence[str] | None) -> int | host.Ending:
     """The exit status of a command, or how its script ended."""
-    words = None if argv is None else list(argv)
+    words = _bare_json(sys.argv[1:] if argv is None else list(argv))
     try:
         ended: int | host.Ending | None = app(args=words, prog_name="gradwell", standalone_mode=False)
     except GradwellError as problem:
@@ -376,6 +467,16 @@ def _command(argv: Sequence[str] | None) -> int | host.Ending:
     else:
         return 0 if ended is None else ended
     return 2
+
+
+def _bare_json(words: list[str]) -> list[str]:
+    """`predict --json` without a path writes to stdout; typer has no option whose value may be missing."""
+    if words[:1] != ["predict"]:
+        return words
+    pairs = zip(words, [*words[1:], "--"], strict=True)
+    return [
+        part for word, after in pairs for part in ([word, "-"] if word == "--json" and after[:2] == "--" else [word])
+    ]
 
 
 def _usage_words(problem: Any) -> str:

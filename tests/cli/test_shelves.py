@@ -9,7 +9,8 @@ from .contract import EXTRA, IDS
 
 COMPLETE = ("activations", "inits", "remedies")
 """Shelves on which every id of the contract stands already."""
-EVERY = sorted({entry for package in SHELVES.values() for entry in shelf(package)})
+EVERY = sorted({entry for name, package in SHELVES.items() if name != "experiments" for entry in shelf(package)})
+EXPERIMENTS = [entry.replace("_", "-") for entry in shelf(SHELVES["experiments"])]
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -24,12 +25,18 @@ def test_list_prints_the_contracts_ids(gradwell, name):
         assert set(ids) >= IDS[name]
 
 
-@pytest.mark.parametrize("entry", EVERY)
+@pytest.mark.parametrize("entry", [*EVERY, *EXPERIMENTS])
 def test_explain_prints_a_page(gradwell, entry):
     done = gradwell("explain", entry)
     assert (done.status, done.err) == (0, "")
     assert done.out.startswith(f"{entry} (")
     assert len(done.out.split()) > 10
+
+
+def test_experiments_are_listed_with_dashes(gradwell):
+    listed = gradwell("lab", "list").out
+    assert [line.split()[0] for line in listed.splitlines()] == EXPERIMENTS
+    assert gradwell("list", "experiments").out == listed
 
 
 def test_explain_tells_the_thresholds(gradwell):

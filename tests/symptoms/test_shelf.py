@@ -36,7 +36,8 @@ def test_fires_on_its_sick_nets(check_run, symptom, config):
     assert finding.summary
     assert finding.summary.isprintable()
     assert not finding.summary.endswith(".")
-    sites = {site.site for site in check_run(config).sites}
+    run = check_run(config)
+    sites = {site.site for site in run.sites} | {param.site for param in run.header.params}
     assert {place.site for place in finding.where} <= sites
 
 

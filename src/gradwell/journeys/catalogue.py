@@ -13,6 +13,7 @@ SHELVES = {
     "remedies": "gradwell.remedies",
     "activations": "gradwell.theory.activations",
     "inits": "gradwell.theory.inits",
+    "experiments": "gradwell.lab.experiments",
 }
 """The shelves by the names that `gradwell list` takes."""
 

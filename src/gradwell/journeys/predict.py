@@ -155,7 +155,7 @@ def predict(
     Errors: UsageError for a value that means nothing, UnknownId for an id on no shelf.
     When not to use it: for a model with convolutions, attention or data far from second moment 1: `gradwell check`.
 
-    >>> predict(50, "relu", "he").log10_gain
+    >>> round(predict(50, "relu", "he").log10_gain, 9)
     0.0
     >>> predict(32, "tanh").verdict
     'fatal'

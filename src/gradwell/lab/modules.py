@@ -23,6 +23,13 @@ class Sine(nn.Module):
         return torch.sin(x)
 
 
+class Detach(nn.Module):
+    """x without its history: the gradient ends here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
 class Erf(nn.Module):
     """erf(x), element by element."""
 

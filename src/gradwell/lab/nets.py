@@ -15,7 +15,7 @@ from gradwell.errors import UsageError
 from gradwell.lab._ids import pick
 from gradwell.lab.data import outputs, task
 from gradwell.lab.initialise import initialise
-from gradwell.lab.modules import OUTPUTS, ResidualBlock, TransformerBlock, activation, fan_out, image_norm, norm
+from gradwell.lab.modules import OUTPUTS, Detach, ResidualBlock, TransformerBlock, activation, fan_out, image_norm, norm
 from gradwell.records.net import NetConfig
 
 
@@ -47,12 +47,13 @@ class MLP(nn.Module):
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
         units, parts = _features(config), list[nn.Module]()
-        for _ in range(config.depth):
+        for number in range(1, config.depth + 1):
             wide = fan_out(config, config.width)
             parts.append(nn.Linear(units, wide, bias=config.bias))
             parts += [norm(config.norm, wide)] if config.norm else []
             parts.append(activation(config.activation))
             parts += [nn.Dropout(config.dropout)] if config.dropout else []
+            parts += [Detach()] if number == config.detach else []
             units = config.width
         self.hidden = nn.Sequential(*parts)
         self.head = _head(config, units)

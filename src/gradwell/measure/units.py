@@ -92,3 +92,40 @@ def fork_shares(parts: Sequence[Array]) -> list[float] | None:
         return None
     shares: list[float] = (stacked @ total / square).tolist()
     return shares
+
+
+CLOSE = 1e-4
+"""Difference, relative to the RMS, up to which two rows are twins: matrix products round equal columns unequally."""
+FEWEST_TWINS = 0.25
+"""Below this share of rows with an equal first element no row is looked at in full."""
+
+
+def twin_fraction(weight: Array, grad: Array) -> float:
+    """Share of the rows (units M, inputs N) that have a twin: another row with the same weights and gradients.
+
+    Twins stay twins under every optimizer, so that the layer has as many different units as it has different rows.
+    0 where fewer than a quarter of the rows share their first weight with another. nan for what is not finite.
+    """
+    first = np.sort(weight[:, 0])
+    with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
+        if np.mean(_either(np.diff(first) <= CLOSE * max(abs(first[0]), abs(first[-1])))) < FEWEST_TWINS:
+            return 0.0
+        both = np.concatenate([_unit_size(weight), _unit_size(grad)], 1)
+        # A fixed direction brings twins next to each other.
+        order = np.argsort(both @ np.random.default_rng(0).standard_normal(both.shape[1]))
+        apart = np.abs(np.diff(both[order], axis=0)).max(1)
+    return float(np.mean(_either(apart <= CLOSE))) if np.isfinite(apart).all() else math.nan
+
+
+def _unit_size(x: Array) -> Array:
+    """The matrix over its RMS; zeros stay."""
+    wide = x.astype(np.float64)
+    largest = np.abs(wide).max()
+    scaled: Array = wide / largest if largest > 0 else wide
+    size = math.sqrt(float(np.mean(scaled * scaled)))
+    return scaled / size if size > 0 else scaled
+
+
+def _either(equal: Array) -> Array:
+    """From "equal to the next" to "equal to a neighbour"."""
+    return np.append(equal, False) | np.append(False, equal)

@@ -14,6 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from gradwell.measure.units import twin_fraction
 from gradwell.probe import sizes
 from gradwell.probe.backward import Backward
 from gradwell.probe.names import Names
@@ -96,7 +97,8 @@ class Recorder:
                 self._param_index[id(tensor)] = len(self._tensors)
                 name, site = self.names.parameter(tensor)
                 self._tensors.append(weakref.ref(tensor))
-                self.params.append(Param(name, site, list(tensor.shape), groups.get(id(tensor))))
+                group, frozen = groups.get(id(tensor)), not tensor.requires_grad
+                self.params.append(Param(name, site, list(tensor.shape), group, frozen))
 
     def header(self, *, argv: Sequence[str], started: str, seed: int | None = None) -> Header:
         """Line 1 of the run, with what is known now."""
@@ -185,6 +187,7 @@ class Recorder:
             columns["grad_rms"][i] = rms
             columns["grad_nonfinite"][i] = sizes.nonfinite_count(grad, norm)
             columns["grad_underflow_frac"][i] = _underflow(grad, rms)
+            columns["twin_frac"][i] = _twins(self._tensors[i](), grad)
         return columns, math.hypot(*norms) if norms else None
 
 
@@ -213,6 +216,17 @@ def _underflow(grad: Tensor, rms: float) -> float:
     if grad.is_sparse or not math.isfinite(rms) or rms > 1e4 * tiny:
         return 0.0
     return float((grad.detach().abs() < tiny).double().mean().item())
+
+
+def _twins(weight: Tensor | None, grad: Tensor) -> float | None:
+    """Share of the rows of a weight that are twins; None for what has no rows to compare."""
+    plain = type(weight) in (Tensor, torch.nn.Parameter) and type(grad) is Tensor and not grad.is_sparse
+    if weight is None or not plain or grad.shape != weight.shape or not weight.is_floating_point():
+        return None
+    if weight.dim() < 2 or len(weight) < 2 or weight.numel() == 0:
+        return None
+    parts = [sizes.as_array(sizes.rows(tensor)) for tensor in (weight, grad)]
+    return twin_fraction(*parts)
 
 
 def _site_row(visit: Visit, root_batch: float, *, on_ledger: bool) -> dict[str, float | None]:

@@ -21,6 +21,8 @@ Sample = Array | Tensor
 
 SAMPLE = 2_048
 """Elements of a site that unit statistics look at, at most."""
+ROWS = 256
+"""Units and inputs of a weight that are compared in search of twins, at most."""
 _SAFE_LOW, _SAFE_HIGH = 1e-12, 1e15
 _FEWEST = 16  # units that a sample keeps before it thins the batch
 
@@ -146,6 +148,15 @@ def flat_sample(tensor: Tensor) -> Sample:
         return array.reshape(-1)[::step].copy() if array.flags.c_contiguous else array.flat[::step]
     flat = tensor.detach().values() if tensor.is_nested else tensor.detach()
     return flat.reshape(-1)[::step].clone()
+
+
+def rows(tensor: Tensor) -> Sample:
+    """At most `ROWS` x `ROWS` elements of a weight as (units M, inputs N), evenly spaced; a view where that is free."""
+    flat = tensor.detach().flatten(1)
+    steps = [-(-length // ROWS) for length in flat.shape]
+    thin = flat[:: max(steps[0], 1), :: max(steps[1], 1)]
+    array = _in_memory(thin)
+    return thin if array is None else array
 
 
 def as_array(values: Sample) -> Array:

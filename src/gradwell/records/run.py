@@ -35,8 +35,9 @@ SITE_COLUMNS = (
 by this call alone. `isotropic`: the part of it that a random direction would see. `flow`: share of the
 gradient's flow from the deepest site to the loss that passes here, 0 to 1. `spread`: variance between the
 samples of the batch over the mean square. `nonfinite`: number of NaN and infinite outputs."""
-PARAM_COLUMNS = ("weight_rms", "grad_rms", "update_rms", "grad_nonfinite", "grad_underflow_frac")
-"""Columns over the parameters. `update_rms`: weight after the optimizer's step minus before."""
+PARAM_COLUMNS = ("weight_rms", "grad_rms", "update_rms", "grad_nonfinite", "grad_underflow_frac", "twin_frac")
+"""Columns over the parameters. `update_rms`: weight after the optimizer's step minus before. `twin_frac`: share of a
+weight's rows (units) that another row equals in weight and in gradient."""
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -58,12 +59,16 @@ class Site(msgspec.Struct, frozen=True):
 
 
 class Param(msgspec.Struct, frozen=True):
-    """A parameter: its name, the site that owns it, its shape and its optimizer group (None: in none)."""
+    """A parameter: its name, the site that owns it, its shape and its optimizer group (None: in none).
+
+    `frozen`: it asked for no gradient when it was first seen.
+    """
 
     name: str
     site: str
     shape: list[int]
     group: str | None = None
+    frozen: bool = False
 
 
 class OptimizerInfo(msgspec.Struct, frozen=True):

@@ -1,0 +1,122 @@
+"""Parameters that are to be trained and never get a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from gradwell.errors import NotMeasurable
+from gradwell.records.net import NetConfig
+from gradwell.records.run import Param, Run
+from gradwell.records.verdict import Evidence, Finding, Where
+from gradwell.symptoms._words import judged_at, needs_steps, where
+
+ORDER = 1
+NAMED = 3
+"""Parameters that a summary names, at most."""
+
+SICK = (
+    NetConfig(depth=4, init="he", detach=3),
+    NetConfig(depth=4, init="he", detach=1),
+    NetConfig(depth=4, activation="tanh", init="lecun", detach=4, optimizer="Adam", lr=1e-3),
+)
+HEALTHY = (
+    NetConfig(depth=4),
+    NetConfig(kind="residual", depth=12, norm="layer"),
+    NetConfig(kind="residual", depth=6, init="fixup"),
+    NetConfig(kind="lstm", depth=2, width=16),
+    NetConfig(kind="transformer", depth=2, width=16, optimizer="Adam", lr=1e-3),
+)
+
+
+def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) -> Iterator[Finding]:
+    """Parameters that are to be trained and never get a gradient, because no path leads from them to the loss.
+
+    What it does to training:
+        They keep their initial values for ever, and no optimizer can help: what they compute is a random feature, or
+        is not used at all. The loss goes down all the same, by what the reached ones can do.
+
+    How it is measured:
+        A parameter that an optimizer holds (without an optimizer: one that requires a gradient) whose gradient is None
+        and that does not move in any sampled step. An exact zero is a gradient. Measured is the share of the elements
+        of all parameters to be trained: any finding is `mild` (from a share above it), more than half `serious`.
+
+    When it is no problem:
+        Frozen parameters (requires_grad=False) do not count. An expert or a head that is idle in one batch and gets a
+        gradient in another sampled step does not count either. With several optimizers, one whose parameters all go
+        without is taken as one whose turn was not sampled. A branch that is really unused costs memory only.
+
+    What helps first:
+        Look between the last module that gets a gradient and the first that does not for .detach(), torch.no_grad(),
+        .item(), .numpy(), argmax, or a module that is built and never called; take out what is not used.
+
+    Source:
+        PyTorch, "Autograd mechanics"; DistributedDataParallel stops with an error on such parameters
+        (find_unused_parameters).
+    """
+    needs_steps(run)
+    trained = to_train(run)
+    if not trained:
+        raise NotMeasurable("no parameter is known that is to be trained.")
+    missed = [i for i in trained if not reached(run, i)]
+    share = _elements(run, missed) / max(_elements(run, trained), 1)
+    if not missed or share <= mild:
+        return
+    severity = "serious" if share > serious else "mild"
+    evidence = [
+        Evidence("elements without a gradient", share, "share", serious if severity == "serious" else mild),
+        Evidence("parameters without a gradient", len(missed), "parameters"),
+        judged_at(run.steps[-1]),
+    ]
+    text = (
+        f"{named([run.header.params[i] for i in missed])} never get{'s' if len(missed) == 1 else ''} a gradient: "
+        f"{len(missed)} of {len(trained)} parameters, {100 * share:.3g} % of the elements to be trained"
+    )
+    yield Finding(
+        "unreached_parameter", severity, _places(run, missed), run.steps[0].step, run.steps[-1].step, evidence, text
+    )
+
+
+def to_train(run: Run) -> list[int]:
+    """Indices of the parameters that are meant to learn, without those of an optimizer whose turn was not sampled."""
+    params = run.header.params
+    held = [i for i, param in enumerate(params) if param.group is not None and not param.frozen]
+    if not run.header.optimizers:
+        return [i for i, param in enumerate(params) if not param.frozen]
+    owners = {params[i].group.partition(".")[0] for i in held if "." in (params[i].group or "")}  # type: ignore[union-attr]
+    asleep = {o for o in owners if not any(reached(run, i) for i in held if _owner(params[i]) == o)}
+    return [i for i in held if _owner(params[i]) not in asleep]
+
+
+def _owner(param: Param) -> str | None:
+    """The optimizer of a group that is written OPTIMIZER.GROUP, None where there is one optimizer only."""
+    owner, dot, _ = (param.group or "").partition(".")
+    return owner if dot else None
+
+
+def reached(run: Run, index: int) -> bool:
+    """True where a gradient was there in some sampled step, or the optimizer moved the parameter.
+
+    With several backward passes a step only the first is sampled; optimizers leave what has no gradient where it is.
+    """
+    return any(step.of("grad_rms", index) is not None or step.of("update_rms", index) for step in run.steps)
+
+
+def named(params: Sequence[Param]) -> str:
+    """The first names, and how many there are more."""
+    names = [param.name for param in params[:NAMED]]
+    more = len(params) - len(names)
+    if more:
+        return f"{', '.join(names)} and {more} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _elements(run: Run, indices: Sequence[int]) -> int:
+    return sum(math.prod(run.header.params[i].shape) for i in indices)
+
+
+def _places(run: Run, missed: Sequence[int]) -> list[Where]:
+    """The modules that own them, each once; one that the tape has not seen has a name only."""
+    seen = {site.site: where(site) for site in reversed(run.sites)}
+    owners = dict.fromkeys(run.header.params[i].site for i in missed)
+    return [seen.get(owner, Where(owner, "", None)) for owner in owners]
