@@ -136,8 +136,13 @@ def dead_fraction(tensor: Tensor) -> float:
     """
     units = 1 if tensor.dim() >= 4 else tensor.dim() - 1
     others = [axis for axis in range(tensor.dim()) if axis != units]
-    largest = torch.linalg.vector_norm(tensor.detach(), math.inf, dim=others) if others else tensor.detach()
-    return 1 - int(largest.count_nonzero()) / max(largest.numel(), 1)
+    values = tensor.detach()
+    if not others or not values.numel():
+        return 1 - int(values.count_nonzero()) / max(values.numel(), 1)
+    off = values.amax(others) == 0  # ReLU and its kin are never negative, hardswish is
+    if not off.any():
+        return 0.0
+    return int((off & (values.amin(others) == 0)).count_nonzero()) / off.numel()
 
 
 def flat_sample(tensor: Tensor) -> Sample:
