@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradwell.measure.units import fork_shares, slope_statistics, unit_statistics
+from gradwell.measure.units import fork_shares, slope_statistics, twin_fraction, unit_statistics
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 5))
 
@@ -93,3 +93,20 @@ def test_fork_shares_of_nothing_are_unknown():
     assert fork_shares([np.array([math.inf]), np.array([1.0])]) is None
     assert fork_shares([np.ones(3), -np.ones(3)]) is None
     assert fork_shares([np.array([3.0, 0.0]), np.array([-1.0, 0.0])]) == pytest.approx([1.5, -0.5])
+
+
+def twins_by_loop(weight: np.ndarray, grad: np.ndarray) -> float:
+    rows = [(*weight[i], *grad[i]) for i in range(len(weight))]
+    return sum(rows.count(row) > 1 for row in rows) / len(rows)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(units=st.integers(2, 40), distinct=st.integers(1, 40), seed=st.integers(0, 99))
+def test_twins_are_those_of_a_loop(units, distinct, seed):
+    draw = np.random.default_rng(seed)
+    pick = draw.integers(0, distinct, units)
+    weight, grad = draw.normal(size=(distinct, 6))[pick], draw.normal(size=(distinct, 6))[pick]
+    wanted = twins_by_loop(weight, grad)
+    assert twin_fraction(weight, 1e-9 * grad) == pytest.approx(wanted if wanted >= 0.25 else 0.0)
+    assert twin_fraction(weight, draw.normal(size=(units, 6))) == 0.0
+    assert twin_fraction(weight * 0, grad) == pytest.approx(wanted)

@@ -8,7 +8,7 @@ from gradwell.records.verdict import Attribution, Finding
 EXPLAINS = ("unreached_parameter",)
 
 
-def detached_graph(run: Run, finding: Finding, step: Step) -> Attribution | None:
+def detached_graph(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     """The way from a parameter to the loss is cut: its output is taken out of the graph, or never used.
 
     What it is:
@@ -28,7 +28,7 @@ def detached_graph(run: Run, finding: Finding, step: Step) -> Attribution | None
         PyTorch, "Autograd mechanics"; Bengio, Léonard and Courville 2013 for hard decisions.
     """
     owned = [i for i, param in enumerate(run.header.params) if not param.frozen]
-    known = [step.of("grad_rms", i) is not None or any(s.of("grad_rms", i) is not None for s in run.steps) for i in owned]
+    known = [any(s.of("grad_rms", i) is not None for s in (step, *run.steps)) for i in owned]
     if all(known):
         return None
     first = next(run.header.params[i].name for i, is_known in zip(owned, known, strict=True) if not is_known)

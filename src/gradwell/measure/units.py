@@ -123,9 +123,11 @@ def _unit_size(x: Array) -> Array:
     largest = np.abs(wide).max()
     scaled: Array = wide / largest if largest > 0 else wide
     size = math.sqrt(float(np.mean(scaled * scaled)))
-    return scaled / size if size > 0 else scaled
+    answer: Array = scaled / size if size > 0 else scaled
+    return answer
 
 
 def _either(equal: Array) -> Array:
     """From "equal to the next" to "equal to a neighbour"."""
-    return np.append(equal, False) | np.append(False, equal)
+    answer: Array = np.append(equal, False) | np.append(False, equal)
+    return answer

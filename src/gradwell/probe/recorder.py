@@ -57,6 +57,7 @@ class Recorder:
         self._site_index: dict[tuple[str, int, str], int] = {}
         self._param_index: dict[int, int] = {}
         self._told = 0
+        self._device = self._dtype = ""
 
     @property
     def tensors(self) -> list[Tensor | None]:
@@ -97,18 +98,19 @@ class Recorder:
                 self._param_index[id(tensor)] = len(self._tensors)
                 name, site = self.names.parameter(tensor)
                 self._tensors.append(weakref.ref(tensor))
+                self._device = self._device or str(tensor.device)
+                self._dtype = self._dtype or str(tensor.dtype).removeprefix("torch.")
                 group, frozen = groups.get(id(tensor)), not tensor.requires_grad
                 self.params.append(Param(name, site, list(tensor.shape), group, frozen))
 
     def header(self, *, argv: Sequence[str], started: str, seed: int | None = None) -> Header:
         """Line 1 of the run, with what is known now."""
-        first = next((tensor for tensor in self.tensors if tensor is not None), None)
         return Header(
             tool=_tool(),
             torch=str(torch.__version__),
             python=platform.python_version(),
-            device=str(first.device) if first is not None else "",
-            dtype=str(first.dtype).removeprefix("torch.") if first is not None else "",
+            device=self._device,
+            dtype=self._dtype,
             argv=list(argv),
             started=started,
             seed=seed,

@@ -19,8 +19,9 @@ class NetConfig(msgspec.Struct, frozen=True, kw_only=True):
     `depth`: hidden layers (blocks, for residual nets and transformers). `width`: units (channels, for a CNN).
     `init`: id of the shelf of inits; `gain` multiplies the weights after it; `bias_value` fills the biases (None: as
     the init leaves them). `norm`: "", "batch", "layer", "rms"; for a transformer "pre" or "post" layer norm is
-    `norm_place`. `detach`: hidden layers of an MLP after which the gradient is cut off (0: nowhere). `shortcut`: scale of the branch in x + shortcut * F(x) for `kind="residual"`. `input_scale`,
-    `input_shift` act on the data. `output_activation` stands after the last layer. `task`: id in `lab.tasks`.
+    `norm_place`. `detach`: hidden layers of an MLP after which the gradient is cut off (0: nowhere). `shortcut`:
+    scale of the branch in x + shortcut * F(x) for `kind="residual"`. `input_scale`, `input_shift` act on the data.
+    `output_activation` stands after the last layer. `task`: id in `lab.tasks`.
     `optimizer`: class name in `torch.optim`; `momentum` is read where the optimizer has one.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from gradwell.errors import NotMeasurable
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Param, Run
-from gradwell.records.verdict import Evidence, Finding, Where
+from gradwell.records.verdict import Evidence, Finding, Severity, Where
 from gradwell.symptoms._words import judged_at, needs_steps, where
 
 ORDER = 1
@@ -62,7 +62,7 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
     share = _elements(run, missed) / max(_elements(run, trained), 1)
     if not missed or share <= mild:
         return
-    severity = "serious" if share > serious else "mild"
+    severity: Severity = "serious" if share > serious else "mild"
     evidence = [
         Evidence("elements without a gradient", share, "share", serious if severity == "serious" else mild),
         Evidence("parameters without a gradient", len(missed), "parameters"),

@@ -1,0 +1,48 @@
+"""What detectors of update sizes share: the step's size relative to the weights. No entry of the shelf."""
+
+from __future__ import annotations
+
+import math
+from statistics import median_low
+
+from gradwell.errors import NotMeasurable
+from gradwell.records.run import Run, Step
+from gradwell.records.verdict import Where
+from gradwell.symptoms._words import needs_steps, where
+
+
+def ratios(run: Run) -> list[tuple[Step, float]]:
+    """(step, median of update / weight over the weight matrices) of each sampled step that has one.
+
+    Raises `NotMeasurable` where no update of a weight matrix was seen.
+    """
+    needs_steps(run)
+    grown = {i for i, _ in enumerate(run.header.params) if any(step.of("weight_rms", i) == 0 for step in run.steps)}
+    found = [(step, median_low(values)) for step in run.steps if (values := [r for _, r in matrices(run, step, grown)])]
+    if not found:
+        raise NotMeasurable("no update of a weight matrix was seen: there is no optimizer, or it took no step.")
+    return found
+
+
+def matrices(run: Run, step: Step, grown: set[int]) -> list[tuple[int, float]]:
+    """(parameter, update / weight) of the weights with two or more axes.
+
+    Left out: frozen ones, those without a gradient, those that started at zero (`grown`), and those that stand still
+    while others move, since it may not be their optimizer's turn.
+    """
+    found: list[tuple[int, float]] = []
+    for i, param in enumerate(run.header.params):
+        weight, grad, update = (step.of(column, i) for column in ("weight_rms", "grad_rms", "update_rms"))
+        if len(param.shape) < 2 or param.frozen or i in grown or update is None or not weight or not grad:
+            continue
+        if all(map(math.isfinite, (weight, grad, update))):
+            found.append((i, update / weight))
+    return [pair for pair in found if pair[1] > 0] or found
+
+
+def owners(run: Run, step: Step, above: float) -> list[Where]:
+    """The sites of the matrices whose ratio reaches a bound, largest first, at most three."""
+    found = sorted(matrices(run, step, set()), key=lambda pair: -pair[1])
+    names = dict.fromkeys(run.header.params[i].site for i, ratio in found if ratio >= above)
+    seen = {site.site: where(site) for site in reversed(run.sites)}
+    return [seen.get(name, Where(name, "", None)) for name in list(names)[:3]]

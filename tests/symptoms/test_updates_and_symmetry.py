@@ -1,0 +1,209 @@
+"""Parameters without a gradient, copies of units, underflow and step sizes: beyond their sick and healthy nets."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from gradwell.journeys.check import measure
+from gradwell.journeys.diagnose import diagnose
+from gradwell.records.net import NetConfig
+from gradwell.records.run import Header, OptimizerInfo, Param, Run, Step
+from gradwell.symptoms.gradient_underflow import gradient_underflow
+from gradwell.symptoms.oversized_update import oversized_update
+from gradwell.symptoms.symmetric_units import symmetric_units
+from gradwell.symptoms.undersized_update import undersized_update
+from gradwell.symptoms.unreached_parameter import unreached_parameter
+
+SHAPES = {"a.weight": [8, 8], "b.weight": [8, 8], "c.weight": [8, 8]}
+
+
+def run_of(*steps: dict[str, list[float | None]], groups=("0", "0", "0"), frozen=(), kinds=("SGD",), dtype="float32"):
+    """A run of three weights; each step holds columns over them."""
+    params = [
+        Param(name, name[0], shape, group, name in frozen)
+        for (name, shape), group in zip(SHAPES.items(), groups, strict=True)
+    ]
+    optimizers = [OptimizerInfo(kind, {"lr": 0.1}) for kind in kinds]
+    header = Header("gradwell test", dtype=dtype, optimizers=optimizers, params=params)
+    return Run(header, [Step(n, loss=1.0, params=columns) for n, columns in enumerate(steps)])
+
+
+def severities(findings) -> list[str]:
+    return [finding.severity for finding in findings]
+
+
+def sized(update: float, grad: float = 1.0) -> dict[str, list[float | None]]:
+    return {"weight_rms": [1.0] * 3, "grad_rms": [grad] * 3, "update_rms": [update] * 3}
+
+
+# unreached_parameter
+
+
+def test_an_expert_that_is_reached_in_another_step_is_no_finding():
+    run = run_of({"grad_rms": [1.0, None, 1.0]}, {"grad_rms": [1.0, 1.0, None]})
+    assert severities(unreached_parameter(run)) == []
+    assert severities(unreached_parameter(msgspec.structs.replace(run, steps=run.steps[:1]))) == ["mild"]
+
+
+def test_more_than_half_is_serious_and_frozen_ones_do_not_count():
+    cut = {"grad_rms": [None, None, 1.0]}
+    (finding,) = unreached_parameter(run_of(cut))
+    assert finding.severity == "serious"
+    assert "a.weight and b.weight never get a gradient: 2 of 3 parameters, 66.7 %" in finding.summary
+    assert severities(unreached_parameter(run_of(cut, frozen=("a.weight", "b.weight")))) == []
+
+
+def test_what_only_a_second_backward_of_the_step_reaches_has_moved():
+    assert severities(unreached_parameter(run_of({"grad_rms": [None, 1.0, 1.0], "update_rms": [0.1, 0.1, 0.1]}))) == []
+
+
+def test_an_optimizer_whose_turn_was_not_sampled_is_asleep():
+    run = run_of({"grad_rms": [None, None, 1.0]}, groups=("0.0", "0.0", "1.0"), kinds=("Adam", "Adam"))
+    assert severities(unreached_parameter(run)) == []
+
+
+def test_a_cut_is_located_between_two_parameters(check_run):
+    diagnosis = diagnose(check_run(NetConfig(depth=4, init="he", detach=3)))
+    (text,) = [a.summary for a in diagnosis.attributions if a.cause == "detached_graph"]
+    assert text.startswith("everything up to hidden.4.bias is cut off and hidden.7.weight is reached: look between")
+
+
+# symmetric_units
+
+
+def mlp(fill, *, head=None, activation=nn.Tanh) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 33), activation(), nn.Linear(33, 50), activation(), nn.Linear(50, 4))
+    for layer in (model[0], model[2], model[4]):
+        fill(layer.weight)
+        nn.init.zeros_(layer.bias)
+    if head is not None:
+        head(model[4].weight)
+    return model
+
+
+def losses(model, batch):
+    return cross_entropy(model(batch[0]), batch[1])
+
+
+def batch_of(count=32):
+    torch.manual_seed(1)
+    return torch.randn(count, 10), torch.randint(4, (count,))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -0.02, 1.0])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Sigmoid])
+def test_constant_weights_are_fatal_also_after_some_training(value, activation):
+    model, batch = mlp(lambda w: nn.init.constant_(w, value), activation=activation), batch_of()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    assert severities(symmetric_units(measure(model, batch, losses, optimizer))) == ["fatal"]
+    for _ in range(20):
+        optimizer.zero_grad()
+        losses(model, batch).backward()
+        optimizer.step()
+    assert severities(symmetric_units(measure(model, batch, losses, optimizer))) == ["fatal"]
+
+
+def test_equal_weights_with_unequal_gradients_are_about_to_part():
+    constant = mlp(lambda w: nn.init.constant_(w, 0.1), head=nn.init.xavier_normal_)
+    (finding,) = symmetric_units(measure(constant, batch_of(), losses))
+    assert [place.site for place in finding.where] == ["0"]  # the layer before has equal ways on, the last has not
+    assert finding.severity == "serious"
+    assert severities(symmetric_units(measure(mlp(nn.init.xavier_normal_), batch_of(), losses))) == []
+
+
+def test_zero_branches_and_low_rank_pairs_are_no_symmetry(train_run):
+    assert severities(symmetric_units(train_run(NetConfig(kind="residual", depth=6, init="fixup"), 8))) == []
+    model = nn.Sequential(nn.Linear(10, 4), nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
+    nn.init.zeros_(model[1].weight)
+    assert severities(symmetric_units(measure(model, batch_of(), losses))) == []
+
+
+# gradient_underflow
+
+
+def underflow(rms: list[float], scale: float | None = None, fraction: float = 1.0) -> list[str]:
+    columns: dict[str, list[float | None]] = {"grad_rms": [*rms], "grad_underflow_frac": [fraction] * 3}
+    run = run_of(columns, dtype="float16")
+    return severities(gradient_underflow(msgspec.structs.replace(run, steps=[
+        msgspec.structs.replace(run.steps[0], loss_scale=scale)
+    ])))  # fmt: skip
+
+
+def test_the_loss_scale_counts():
+    assert underflow([1e-8] * 3) == ["fatal"]
+    assert underflow([1e-8] * 3, scale=65536.0) == []
+    assert underflow([6e-7] * 3) == ["mild"]
+    assert underflow([1e-4] * 3) == []
+    assert underflow([1e-8] * 3, fraction=0.5) == []
+
+
+def test_zeros_alone_are_somebody_elses_business():
+    assert underflow([0.0, 0.0, 1e-2]) == []
+    assert underflow([0.0, 0.0, 1e-6]) == ["serious"]
+
+
+def test_the_causes_of_underflow(check_run):
+    diagnosis = diagnose(check_run(NetConfig(depth=6, activation="sigmoid", dtype="float16")))
+    index = [f.symptom for f in diagnosis.findings].index("gradient_underflow")
+    assert {a.cause for a in diagnosis.causes(index)} == {"low_precision", "loss_scale"}
+
+
+# update sizes
+
+
+@pytest.mark.parametrize(("update", "count", "severity"), [
+    (0.6, 3, ["serious"]), (0.6, 2, ["mild"]), (0.2, 9, ["mild"]), (0.05, 3, []), (1e-3, 3, []),
+])  # fmt: skip
+def test_large_steps(update, count, severity):
+    assert severities(oversized_update(run_of(*[sized(update)] * count))) == severity
+
+
+def test_one_spike_is_no_finding():
+    assert severities(oversized_update(run_of(sized(1e-3), sized(5.0), sized(0.9), sized(1e-3)))) == []
+
+
+@pytest.mark.parametrize(("update", "count", "dtype", "severity"), [
+    (1e-3, 3, "float32", []), (3e-7, 3, "float32", ["mild"]), (3e-7, 2, "float32", []),
+    (1e-9, 1, "float32", ["serious"]),
+    (0.0, 3, "float32", ["serious"]), (1e-3, 3, "bfloat16", []), (1e-4, 3, "bfloat16", ["mild"]),
+    (1e-5, 3, "bfloat16", ["serious"]), (1e-4, 3, "float16", []),
+])  # fmt: skip
+def test_small_steps(update, count, dtype, severity):
+    assert severities(undersized_update(run_of(*[sized(update)] * count, dtype=dtype))) == severity
+
+
+def test_the_largest_step_counts_and_a_warmup_from_zero_is_believed():
+    assert severities(undersized_update(run_of(sized(1e-9), sized(1e-9), sized(1e-3)))) == []
+    run = run_of(sized(0.0))
+    still = msgspec.structs.replace(run.header, optimizers=[OptimizerInfo("SGD", {"lr": 0.0})])
+    assert severities(undersized_update(msgspec.structs.replace(run, header=still))) == []
+
+
+def test_weights_that_start_at_zero_and_do_not_take_their_turn_are_left_out():
+    grows = {"weight_rms": [0.0, 1.0, 1.0], "grad_rms": [1.0] * 3, "update_rms": [1.0, 1e-3, 1e-3]}
+    later = {**grows, "weight_rms": [1.0, 1.0, 1.0]}
+    assert severities(oversized_update(run_of(grows, later, later))) == []
+    waits = {"weight_rms": [1.0] * 3, "grad_rms": [1.0] * 3, "update_rms": [0.0, 0.0, 1e-3]}
+    assert severities(undersized_update(run_of(waits, waits, waits))) == []
+
+
+def test_the_rate_that_would_fit_is_told(train_run):
+    diagnosis = diagnose(train_run(NetConfig(depth=3, init="he", optimizer="Adam", lr=1e-9), 4))
+    (text,) = [a.summary for a in diagnosis.attributions if a.cause == "learning_rate"]
+    rate = float(text.rpartition("proportion ")[2].split()[0])
+    assert 1e-4 < rate < 1e-2
+    assert text.startswith("Adam has a learning rate of 1e-09")
+
+
+@pytest.mark.parametrize("lr", [5.0, 1.5])
+def test_a_net_that_is_thrown_about_is_serious(train_run, lr):
+    (finding,) = oversized_update(train_run(NetConfig(depth=3, init="he", lr=lr), 12))
+    assert finding.severity == "serious"
+    assert math.isfinite(finding.evidence[0].value)
