@@ -1,7 +1,7 @@
 """Every closed-form or quadrature value of the reference table, within its own tolerance.
 
-The table was computed independently of this package; `experiments`, `pytorch_2_13` and measured nets belong
-to the lab's tests.
+The table was computed independently of this package; what torch draws is in `test_pytorch_defaults.py`, `experiments`
+and measured nets are in the lab's tests.
 """
 
 import json
