@@ -334,7 +334,7 @@ def _shelf(what: str) -> Shelf:
 
 def _judging(fail_on: str | None, ignore: Sequence[str] | None, settings: Sequence[str] | None) -> dict[str, Any]:
     """Refuse what cannot be meant before anything runs; returns the thresholds of --set."""
-    from gradwell.journeys.diagnose import _ignored, _settings
+    from gradwell.journeys.diagnose import read_ignored, read_thresholds
 
     if fail_on is not None and fail_on not in ("mild", "serious", "fatal"):
         raise UsageError(f"--fail-on takes mild, serious or fatal, found {fail_on!r}.")
@@ -347,8 +347,8 @@ def _judging(fail_on: str | None, ignore: Sequence[str] | None, settings: Sequen
             thresholds[name] = float(value)
         except ValueError:
             raise UsageError(f"--set {name} needs a number, found {value!r}.") from None
-    _settings(thresholds)
-    _ignored(ignore or ())
+    read_thresholds(thresholds)
+    read_ignored(ignore or ())
     return thresholds
 
 

@@ -40,8 +40,8 @@ def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, A
     >>> diagnose(Run(Header("gradwell"))).verdict
     'undecided'
     """
-    settings = _settings(thresholds)
-    skipped, places = _ignored(ignore)
+    settings = read_thresholds(thresholds)
+    skipped, places = read_ignored(ignore)
     findings: list[Finding] = []
     not_checked = [NotChecked(symptom, "ignored on request.") for symptom in skipped]
     for symptom, entry in shelf("gradwell.symptoms").items():
@@ -69,7 +69,7 @@ def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, A
 # What was asked for.
 
 
-def _settings(thresholds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def read_thresholds(thresholds: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{symptom: {name: value}} from {"symptom.name": value}, checked against the detectors' defaults."""
     settings: dict[str, dict[str, Any]] = {}
     for key, value in thresholds.items():
@@ -94,7 +94,7 @@ def _number(key: str, value: Any) -> float:
     return number
 
 
-def _ignored(ignore: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+def read_ignored(ignore: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Symptoms to skip altogether, and (symptom, pattern of sites) to leave out of findings."""
     skipped: list[str] = []
     places: list[tuple[str, str]] = []

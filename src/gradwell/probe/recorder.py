@@ -42,10 +42,7 @@ class Weights:
 
 
 class Recorder:
-    """Keeps the order of sites and parameters and writes steps in it.
-
-    `new_sites` since the last look are handed out by `appeared`.
-    """
+    """Keeps the order of sites and parameters and writes steps in it."""
 
     def __init__(self, names: Names) -> None:
         self.names = names
@@ -56,7 +53,6 @@ class Recorder:
         self._optimizers: list[tuple[weakref.ref[torch.optim.Optimizer], OptimizerInfo]] = []
         self._site_index: dict[tuple[str, int, str], int] = {}
         self._param_index: dict[int, int] = {}
-        self._told = 0
         self._device = self._dtype = ""
 
     @property
@@ -73,11 +69,6 @@ class Recorder:
     def has_optimizer(self) -> bool:
         """True when the training has, or had, an optimizer: steps are its steps then."""
         return bool(self._optimizers)
-
-    def appeared(self) -> list[Site]:
-        """Sites that appeared since the last call."""
-        fresh, self._told = self.sites[self._told :], len(self.sites)
-        return fresh
 
     def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Note an optimizer; its parameters become known."""
