@@ -22,6 +22,7 @@ lint: $(STAMP)
 proof: $(STAMP)
 	$(BIN)/python benchmarks/calibrate.py
 	$(BIN)/python benchmarks/check_cost.py
+	$(BIN)/python -m benchmarks.verdicts --docs
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
@@ -738,6 +739,39 @@ def raw_tensors() -> Case:
         return F.mse_loss(torch.tanh(batch[0] @ w[0]) @ w[1], batch[1])
 
     return Case(Free(lambda self: None), data(), loss_fn, parameters=lambda: list(w))
+
+
+# ------------------------------------------------------------------ P33: what is differentiated once only
+
+
+@exhibit("P33", sites="qkv out")
+def fused_attention() -> Case:
+    """The fused kernels have no second derivative."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(B, 5, 3, 2, N // 2).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, 5, N))
+
+    return Case(Free(forward, qkv=nn.Linear(N, 3 * N), out=linear()), data(B, 5, N), mse)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+@exhibit("P33", sites="a tanh() b c")
+def differentiable_once() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.c(Once.apply(self.b(torch.tanh(self.a(x)))))
+
+    return Case(Free(forward, a=linear(), b=linear(), c=linear()), data(), mse)
 
 
 # ------------------------------------------------------------------ layers, shapes and layouts

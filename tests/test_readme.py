@@ -29,6 +29,26 @@ def test_python_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert scope["diagnosis"].attributions[0].cause == "activation_slope"
 
 
+def test_watch_example_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "gw.watch" in block]
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    layers = [m for _ in range(20) for m in (torch.nn.Linear(16, 16), torch.nn.Sigmoid())]
+    model = torch.nn.Sequential(*layers, torch.nn.Linear(16, 10))
+    batches = [(torch.randn(32, 16), torch.randint(0, 10, (32,))) for _ in range(4)]
+    scope = {
+        "gw": gradwell, "model": model, "batches": batches, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loss_fn": lambda m, b: torch.nn.functional.cross_entropy(m(b[0]), b[1]),
+    }  # fmt: skip
+    exec(code, scope)
+    told = capsys.readouterr()
+    assert "FATAL vanishing_gradient: from 40 to 0" in told.out
+    assert told.err.startswith("gradwell: step 0: FATAL vanishing_gradient: from 40 to 0")
+    assert len(gradwell.load("runs/mine").steps) == 4
+
+
 def test_public_names_are_the_exported_ones() -> None:
     assert sorted(gradwell.__all__) == gradwell.__all__
     for name in gradwell.__all__:

@@ -1,8 +1,8 @@
 """gradwell: vanishing and exploding gradients in any PyTorch training, found, explained and told in plain numbers.
 
 >>> import gradwell as gw
->>> sorted(gw.__all__)
-['Diagnosis', 'GradwellError', 'Prediction', 'Run', 'check', 'load', 'predict']
+>>> {"check", "watch", "predict"} < set(gw.__all__)
+True
 """
 
 from __future__ import annotations
@@ -15,19 +15,32 @@ if TYPE_CHECKING:
     from gradwell.errors import GradwellError
     from gradwell.journeys.check import check
     from gradwell.journeys.predict import Prediction, predict
-    from gradwell.records.run import Run, load
-    from gradwell.records.verdict import Diagnosis
+    from gradwell.journeys.watch import Watch, watch
+    from gradwell.records.run import Event, Run, Step, load
+    from gradwell.records.verdict import Diagnosis, Finding
+    from gradwell.surgery.setup import TrainSetup
 
 _HOMES = {
     "GradwellError": "gradwell.errors",
     "check": "gradwell.journeys.check",
     "Prediction": "gradwell.journeys.predict",
     "predict": "gradwell.journeys.predict",
+    "Watch": "gradwell.journeys.watch",
+    "watch": "gradwell.journeys.watch",
+    "Event": "gradwell.records.run",
+    "treat": "gradwell.journeys.treat",
+    "Treatment": "gradwell.records.treatment",
     "Run": "gradwell.records.run",
+    "Step": "gradwell.records.run",
     "load": "gradwell.records.run",
     "Diagnosis": "gradwell.records.verdict",
+    "Finding": "gradwell.records.verdict",
+    "TrainSetup": "gradwell.surgery.setup",
 }
-__all__ = ["Diagnosis", "GradwellError", "Prediction", "Run", "check", "load", "predict"]
+__all__ = [
+    "Diagnosis", "Event", "Finding", "GradwellError", "Prediction", "Run", "Step", "TrainSetup",
+    "Treatment", "Watch", "check", "load", "predict", "treat", "watch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

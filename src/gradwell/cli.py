@@ -8,7 +8,7 @@ import json as json_module
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from gradwell.probe import host
 from gradwell.shelf import Shelf, shelf
 
 if TYPE_CHECKING:
+    from gradwell.records.treatment import Treatment
     from gradwell.records.verdict import Diagnosis
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
@@ -74,11 +75,12 @@ def run(
     thresholds = _judging(fail_on, ignore, settings)
     _refuse_missing(target, module=module)
     from gradwell.journeys import report as reports
+    from gradwell.journeys.diagnose import load_rules
     from gradwell.journeys.run import RunResult, run_script
 
     # Everything that speaks or writes at the end is loaded and every place resolved now: the script may change the
     # working directory, sys.path and sys.stderr.
-    _load_all()
+    load_rules()
     where = {"json": _place(json), "html": _place(html)}
     folder = reports.new_folder(target, out, say=told.warn)
     shown = None if folder is None else os.path.relpath(folder / "report.html")
@@ -110,7 +112,7 @@ def run(
 def check(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="file.py:function or package.module:function.")],
     *,
-    level: Annotated[str, typer.Option("--level", help="How deep to measure: flow.")] = "flow",
+    level: Annotated[str, typer.Option("--level", help="How much to measure: flow, or deep (slower).")] = "flow",
     json: JsonOption = None,
     html: HtmlOption = None,
     out: OutOption = None,
@@ -122,14 +124,14 @@ def check(
     """Check a model on one batch; TARGET returns (model, batch, loss_fn) or (model, batch, loss_fn, optimizer)."""
     told = _Told(quiet=quiet)
     thresholds = _judging(fail_on, ignore, settings)
-    if level != "flow":
-        raise UsageError(f"--level takes flow, found {level!r}.")
     from gradwell.journeys import report as reports
-    from gradwell.journeys.check import measure
+    from gradwell.journeys.check import LEVELS, measure
     from gradwell.journeys.diagnose import diagnose
     from gradwell.journeys.target import UsersException, load_target
     from gradwell.probe.names import Construction
 
+    if level not in LEVELS:
+        raise UsageError(f"--level takes {' or '.join(LEVELS)}, found {level!r}.")
     where = {"json": _place(json), "html": _place(html)}
     folder = reports.new_folder(target, out, say=told.warn) if out is not None else None
     construction = Construction().on()
@@ -138,7 +140,9 @@ def check(
     finally:
         construction.off()
     try:
-        record = measure(found.model, found.batch, found.loss_fn, found.optimizer, construction=construction)
+        record = measure(
+            found.model, found.batch, found.loss_fn, found.optimizer, level=level, construction=construction
+        )
     except GradwellError:
         raise
     except Exception as problem:
@@ -151,6 +155,52 @@ def check(
     written = reports.write_results(diagnosis, folder, run=record, **where, say=told.warn)
     told.json(diagnosis, json)
     return told.status(_meets(diagnosis, fail_on) if written else 2)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def treat(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="file.py:function or package.module:function.")],
+    args: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    *,
+    minutes: Annotated[float, typer.Option("--minutes", help="The time that it may take.")] = 5.0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Fresh seeds that the best arms are judged on.")] = 5,
+    json: JsonOption = None,
+    html: HtmlOption = None,
+    out: OutOption = None,
+    fail_on: FailOption = "mild",
+    ignore: IgnoreOption = None,
+    settings: SetOption = None,
+    quiet: QuietOption = False,
+) -> int:
+    """Try the remedies on copies and tell with evidence which one cures; TARGET returns a gw.TrainSetup.
+
+    The exit status is 1 when the training is sick and nothing cures it.
+    """
+    told = _Told(quiet=quiet)
+    if args and not target.endswith(".py"):  # a script's own arguments are refused together with the script
+        raise UsageError(f"treat takes one TARGET and options, found {' '.join(args)!r} as well.")
+    thresholds = _judging(fail_on, ignore, settings)
+    from gradwell.journeys import report as reports
+    from gradwell.journeys.target import load_setup
+    from gradwell.journeys.treat import treat as try_remedies
+    from gradwell.probe.names import Construction
+
+    where = {"json": _place(json), "html": _place(html)}
+    construction = Construction().on()
+    try:
+        setup = load_setup(target)
+    finally:
+        construction.off()
+    folder = reports.new_folder(target, out, say=told.warn) if out is not None else None
+    with _users_code(), told.progress() as tick:
+        treatment = try_remedies(
+            setup, minutes=minutes, seeds=seeds, construction=construction, ignore=ignore or (), thresholds=thresholds,
+            tick=tick, argv=[target],
+        )  # fmt: skip
+    told.treatment(treatment)
+    written = reports.write_treatment(treatment, folder, **where, say=told.warn)
+    told.json(treatment, json)
+    return told.status(int(bool(_meets(treatment.diagnosis, fail_on)) and not treatment.cured) if written else 2)
 
 
 @app.command()
@@ -188,13 +238,32 @@ def report(
 def demo(
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="Where the run goes.")] = "runs/demo",
 ) -> host.Ending:
-    """Diagnose the shipped script: real handwritten digits, a deep sigmoid network that does not learn."""
-    from gradwell.journeys.demo import demo_script
+    """Diagnose the shipped script (real handwritten digits, a deep network that does not learn) and cure it."""
+    from gradwell.journeys.demo import MINUTES, demo_script, demo_setup
 
-    script = demo_script()
+    script, told = demo_script(), _Told()
     shown = os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
-    _Told().say(f"running `gradwell run {shown}`: real digits, a deep sigmoid network, no gradwell in the script")
-    return run(shown, out=out)
+    told.say(f"running `gradwell run {shown}`: real digits, a deep sigmoid network, no gradwell in the script")
+    ending = run(shown, out=out)
+    if ending.status:
+        return ending
+    told.say(f"treating it: remedies on copies of the same training, at most {MINUTES:g} minutes")
+    from gradwell.journeys import report as reports
+    from gradwell.journeys.treat import treat as try_remedies
+    from gradwell.probe.names import Construction
+
+    construction = Construction().on()
+    try:
+        setup = demo_setup(script)
+    finally:
+        construction.off()
+    with told.progress() as tick:
+        treatment = try_remedies(setup, minutes=MINUTES, construction=construction, tick=tick, argv=[shown])
+    told.treatment(treatment)
+    record = reports.open_run(out)
+    if reports.write_treatment(treatment, Path(out), run=record, say=told.warn):
+        told.say(f"report with before and after: {Path(out) / 'report.html'}")
+    return host.Ending(0 if treatment.cured else 1, "")
 
 
 @app.command("list")
@@ -366,17 +435,22 @@ def _meets(diagnosis: Diagnosis, fail_on: str | None) -> int:
     return int(fail_on is not None and any(RANK[f.severity] >= RANK[fail_on] for f in diagnosis.findings))
 
 
+@contextlib.contextmanager
+def _users_code() -> Iterator[None]:
+    """What is raised inside, other than by us, is the user's own and is shown as theirs."""
+    from gradwell.journeys.target import UsersException
+
+    try:
+        yield
+    except GradwellError:
+        raise
+    except Exception as problem:
+        raise UsersException from problem
+
+
 def _place(path: str | None) -> Path | None:
     """Where to write a file, whatever the working directory will be; None for stdout."""
     return None if path is None or path == "-" else Path(path).absolute()
-
-
-def _load_all() -> None:
-    """Import all that a diagnosis needs."""
-    import gradwell.remedies._advice  # noqa: F401  # loaded for its own sake
-
-    for package in ("gradwell.symptoms", "gradwell.causes", "gradwell.remedies"):
-        list(shelf(package))
 
 
 class _Told:
@@ -403,7 +477,32 @@ class _Told:
         if not self._quiet and _is_open(self.err):
             self._write(self.err, render(diagnosis, **terminal(self.err)) + "\n")
 
-    def json(self, diagnosis: Diagnosis, path: str | None) -> None:
+    def treatment(self, treatment: Treatment) -> None:
+        from gradwell.records.text import terminal
+        from gradwell.records.treatment_text import render_treatment
+
+        if not self._quiet and _is_open(self.err):
+            self._write(self.err, render_treatment(treatment, **terminal(self.err)) + "\n")
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A bar on a terminal, a line for each stage elsewhere; no thread, because runs are forked meanwhile."""
+        if self._quiet or not _is_open(self.err) or not getattr(self.err, "isatty", bool)():
+            yield lambda words, done, count: self.say(f"{words}: {count} runs") if done == 0 and count else None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(file=self.err), auto_refresh=False, transient=True) as bar:
+            task = bar.add_task("", total=None)
+
+            def tick(words: str, done: int, count: int) -> None:
+                bar.update(task, description=words, completed=done, total=count or None)
+                bar.refresh()
+
+            yield tick
+
+    def json(self, diagnosis: Diagnosis | Treatment, path: str | None) -> None:
         """To stdout when it was asked for, after what the script has printed; in ASCII, whatever stdout can carry."""
         if path == "-":
             with contextlib.suppress(Exception):  # the script's own stream by now, whatever that is
@@ -487,7 +586,10 @@ def _usage_words(problem: Any) -> str:
     return f"{text.rstrip('.')}; see `{command} --help`." if text else f"say what to do; see `{command} --help`."
 
 
-_CALL_THE_USERS_CODE = {"_one_pass", "__torch_function__", "load_target", "_module", "_module_of_file"}
+_CALL_THE_USERS_CODE = {
+    "_one_pass", "__torch_function__", "_called", "_module", "_module_of_file", "losses_of", "held_loss", "_stream",
+    "optimizer", "_step",
+}  # fmt: skip
 """Our functions that run the user's code; what is raised below any other one of ours is our fault."""
 
 

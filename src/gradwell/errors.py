@@ -26,3 +26,7 @@ class ShelfError(GradwellError):
 
 class NotMeasurable(GradwellError):
     """The measurement cannot be taken on this model or batch; the text says why and what to do."""
+
+
+class Refused(GradwellError):
+    """A change to a training setup that would be wrong on this model; the text says why and what to do."""

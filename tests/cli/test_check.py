@@ -249,6 +249,15 @@ def test_bad_target(gradwell, write, target):
     assert all(word in line for word in TARGETS[target]), line
 
 
+def test_level_deep(check):
+    done = check("sick", "--level", "deep", "--json", "-")
+    found = json.loads(done.out)
+    assert done.status == 1
+    assert found["deep"]["not_measured"] == {}
+    assert found["profile"][3]["chi"] > 0
+    assert "the model alone: -" in done.err
+
+
 def test_bad_level(check):
     assert "flow" in check("sick", "--level", "molecular").line
 

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from gradwell.errors import UnknownId, UsageError
-from gradwell.lab.initialise import GAUSSIAN, INITS, layers
-from gradwell.lab.modules import ACTIVATIONS, NORMS
+from gradwell.lab.modules import NORMS
 from gradwell.lab.nets import KINDS, build
 from gradwell.lab.tasks import setup
 from gradwell.records.net import NetConfig
+from gradwell.surgery.activations import ACTIVATIONS
+from gradwell.surgery.reinit import GAUSSIAN, INITS, layers
 
 SMALL = {"depth": 2, "width": 16, "batch_size": 16, "task": "gaussian"}
 

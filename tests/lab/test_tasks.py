@@ -85,7 +85,7 @@ def test_momentum_is_passed_where_the_optimizer_has_one():
 @pytest.mark.parametrize("task", data.TASKS)
 def test_each_task_can_be_learned(task):
     loss = "mse" if task == "regression" else "cross_entropy"
-    kind = "gru" if task == "sequence" else "mlp"
+    kind = {"sequence": "gru", "recent": "rnn", "echo": "rnn"}.get(task, "mlp")
     net = NetConfig(task=task, kind=kind, loss=loss, depth=1, width=32, init="he", optimizer="Adam", lr=0.02)
     losses = train(net, steps=150)
     assert losses[-1] < losses[0] / 2

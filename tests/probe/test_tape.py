@@ -117,7 +117,6 @@ def test_an_exception_in_the_model_leaves_a_clean_tape():
     assert len(tape.visits) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="torch calls no hook when a BaseException passes: frames of the dead call stay")
 def test_an_interrupt_that_the_script_survives_leaves_a_clean_tape():
     def forward(self: Any, x: Tensor) -> Tensor:
         if self.broken:

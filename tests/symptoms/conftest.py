@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from gradwell.journeys.check import measure
+from gradwell.journeys.log import Log
 from gradwell.lab.tasks import batches, setup
+from gradwell.probe.clock import Monitor
+from gradwell.probe.names import Names
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run
 
@@ -43,9 +46,31 @@ def training(config: NetConfig, steps: int = 12, every: int = 1) -> Run:
     return Run(header, recorded)
 
 
+@cache
+def watched(config: NetConfig, steps: int) -> Run:
+    """A training under the monitor: the loss of every step, every tenth step sampled."""
+    torch.set_num_threads(1)
+    log = Log(None, argv=[], say=print)
+    log.monitor = Monitor(Names(), sink=log, every=10).install()
+    try:
+        model, _, loss, optimizer = setup(config)
+        for batch in islice(batches(config), steps):
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            optimizer.step()
+    finally:
+        log.monitor.remove()
+    return log.run()
+
+
 @pytest.fixture(scope="session")
 def check_run() -> Callable[..., Run]:
     return first_step
+
+
+@pytest.fixture(scope="session")
+def watch_run() -> Callable[[NetConfig, int], Run]:
+    return watched
 
 
 @pytest.fixture(scope="session")

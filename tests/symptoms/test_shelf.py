@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from gradwell.errors import NotMeasurable
 from gradwell.records.net import NetConfig
+from gradwell.records.run import Run
 from gradwell.records.verdict import Finding
 from gradwell.shelf import shelf
 
@@ -19,16 +22,27 @@ def nets(fact: str) -> list:
     return [pytest.param(s, c, id=f"{s}-{c}") for s, entry in SYMPTOMS.items() for c in entry.fact(fact)]
 
 
-def found(check_run, symptom: str, config: NetConfig) -> list[Finding]:
+@pytest.fixture
+def record(check_run, watch_run) -> Callable[[str, NetConfig], Run]:
+    """What a symptom reads: the first step, or a training of as many `STEPS` as it asks for."""
+
+    def of(symptom: str, config: NetConfig) -> Run:
+        steps = SYMPTOMS[symptom].fact("STEPS", 1)
+        return check_run(config) if steps == 1 else watch_run(config, steps)
+
+    return of
+
+
+def found(record, symptom: str, config: NetConfig) -> list[Finding]:
     try:
-        return list(SYMPTOMS[symptom](check_run(config)))
+        return list(SYMPTOMS[symptom](record(symptom, config)))
     except NotMeasurable:
         return []
 
 
 @pytest.mark.parametrize(("symptom", "config"), nets("SICK"))
-def test_fires_on_its_sick_nets(check_run, symptom, config):
-    findings = found(check_run, symptom, config)
+def test_fires_on_its_sick_nets(record, symptom, config):
+    findings = found(record, symptom, config)
     assert len(findings) == 1
     finding = findings[0]
     assert finding.symptom == symptom
@@ -36,14 +50,14 @@ def test_fires_on_its_sick_nets(check_run, symptom, config):
     assert finding.summary
     assert finding.summary.isprintable()
     assert not finding.summary.endswith(".")
-    run = check_run(config)
+    run = record(symptom, config)
     sites = {site.site for site in run.sites} | {param.site for param in run.header.params}
     assert {place.site for place in finding.where} <= sites
 
 
 @pytest.mark.parametrize(("symptom", "config"), nets("HEALTHY"))
-def test_is_silent_on_its_healthy_nets(check_run, symptom, config):
-    assert found(check_run, symptom, config) == []
+def test_is_silent_on_its_healthy_nets(record, symptom, config):
+    assert found(record, symptom, config) == []
 
 
 @pytest.mark.parametrize("symptom", SYMPTOMS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gradwell.measure.attribution import deep_ledger
 from gradwell.measure.flow import Ledger, ledger
 from gradwell.records.run import Run, Site, Step, finite
 from gradwell.records.verdict import Attribution
@@ -23,8 +24,8 @@ def share_of(run: Run, step: Step, cause: str, summary: str) -> Attribution | No
 
 
 def book_of(run: Run, step: Step) -> Ledger | None:
-    """The ledger of a step when it has shares to give."""
-    book = ledger(run.sites, step)
+    """The ledger of a step when it has shares to give: by Aumann and Shapley where that was measured."""
+    book = deep_ledger(run.sites, step) or ledger(run.sites, step)
     return None if book is None or abs(book.total) < LEAST else book
 
 

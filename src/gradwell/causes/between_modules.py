@@ -20,7 +20,9 @@ def between_modules(run: Run, _finding: Finding, step: Step) -> Attribution | No
 
     How it is measured:
         The total of the profile minus what all layers did, each weighted with the share of the flow that passes it.
-        On a chain of modules it is exactly what the functions between them do.
+        On a chain of modules it is exactly what the functions between them do. At level deep it is the total of the
+        same net with gain 1 in every layer, and the layers' parts are split after Aumann and Shapley: a healthy deep
+        net shows some decades here, which its layers take back.
 
     What changes it:
         The scale of the branches; the number of blocks; a norm at the start of each branch.

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import median, median_low
 
 from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step, finite
 from gradwell.records.verdict import Attribution, Finding
 
-EXPLAINS = ("oversized_update", "undersized_update")
+EXPLAINS = (
+    "oversized_update", "undersized_update", "slow_loss", "loss_plateau", "oscillating_loss", "loss_spike",
+    "diverging_loss",
+)  # fmt: skip
 USUAL = 3e-3
 """Update / weight that a fitting rate gives in the first steps: the middle of what learns in docs/calibration.md."""
+LARGE = {"oscillating_loss": 3e-3, "diverging_loss": 3e-3, "loss_plateau": 1e-2, "loss_spike": 2e-2}
+"""Update / weight before the trouble, the third largest, from which on the rate is named: a loss that rises for good
+says by itself that steps are too large, one that jumps does not."""
 SOUND = 1e-3
 """Gradient / weight from which on a gradient is sound, so that it is the rate that makes a plain step small."""
 
@@ -25,7 +31,8 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
     How it is measured:
         The rate of the optimizer's first group, and the rate that would give updates of 0.3 % by simple proportion,
         which does not hold for the next steps: it is where to start a search. Under SGD a small update is put down to
-        the rate only where gradient / weight is at least 1e-3; else the gradient is small.
+        the rate only where gradient / weight is at least 1e-3; else the gradient is small. A loss that rises, jumps or
+        stays at chance is put down to it where the steps before were large for that.
 
     What changes it:
         Another rate, in steps of 3; warmup where only the start is too large.
@@ -37,20 +44,37 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
     rate = None if optimizer is None else optimizer.settings.get("lr")
     if optimizer is None or not isinstance(rate, (int, float)):
         return None
-    if finding.symptom == "undersized_update" and not optimizer.adaptive and _gradient(run, step) < SOUND:
+    small = finding.symptom in ("undersized_update", "slow_loss")
+    if small and not optimizer.adaptive and _gradient(run, step) < SOUND:
         return None
     ratio = next((e.value for e in finding.evidence if e.quantity == "update / weight"), None)
+    if finding.symptom in LARGE:
+        ratio = _update(run, finding.first_step)
+        if ratio < LARGE[finding.symptom]:
+            return None
     text = f"{optimizer.kind} has a learning rate of {rate:g}"
     if ratio and rate:
         text += f"; by proportion {size(rate * USUAL / ratio)} would give steps of 0.3 %"
     return Attribution(0, "learning_rate", "condition", None, None, text)
 
 
+def _update(run: Run, before: int) -> float:
+    """Update / weight, median over the weights with two or more axes: the third largest of the steps before."""
+    steps = [step for step in run.steps if step.step < before] or run.steps
+    found = sorted(median_low(known) for step in steps if (known := _ratios(run, step, "update_rms")))
+    return found[-min(3, len(found))] if found else 0.0
+
+
 def _gradient(run: Run, step: Step) -> float:
     """Median of gradient / weight over the weights with two or more axes, without the loss scale."""
+    known = _ratios(run, step, "grad_rms")
+    return median(known) if known else 0.0
+
+
+def _ratios(run: Run, step: Step, column: str) -> list[float]:
+    """A column over the size of the weight, for each weight with two or more axes."""
     pairs = [
-        (step.of("grad_rms", i), step.of("weight_rms", i))
+        (step.of(column, i), step.of("weight_rms", i))
         for i, param in enumerate(run.header.params) if len(param.shape) >= 2
     ]  # fmt: skip
-    known = finite([grad / weight for grad, weight in pairs if grad and weight])
-    return median(known) if known else 0.0
+    return finite([part / weight for part, weight in pairs if part and weight])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradwell.errors import NotMeasurable, UsageError
+from gradwell.journeys.deep import deepen
 from gradwell.journeys.diagnose import diagnose
 from gradwell.probe.backward import Backward
 from gradwell.probe.names import Construction, Names
@@ -22,6 +23,7 @@ from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Diagnosis
 
 LossFn = Callable[[Any, Any], Tensor]
+LEVELS = ("flow", "deep")
 
 
 def check(
@@ -42,11 +44,12 @@ def check(
     hooks and random numbers are as before. Raises `NotMeasurable` when there is no gradient to measure; an
     exception in the model is the model's own and passes through.
 
+    Level "deep" runs the model some more times and adds what `journeys.deep` measures: who shrinks the gradient on any
+    graph, gains of random gradients, signal to noise, rank. What it cannot measure is in `not_checked`.
+
     When not to use it: symptoms that need time (a learning rate too high, a plateau) show only in `gradwell run`.
     """
-    if level != "flow":
-        raise UsageError(f"level must be 'flow', found {level!r}; leave it out.")
-    run = measure(model, batch, loss_fn, optimizer, construction=construction)
+    run = measure(model, batch, loss_fn, optimizer, level=level, construction=construction)
     return diagnose(run, ignore=ignore, thresholds=thresholds or {})
 
 
@@ -56,9 +59,12 @@ def measure(
     loss_fn: LossFn,
     optimizer: torch.optim.Optimizer | None = None,
     *,
+    level: str = "flow",
     construction: Construction | None = None,
 ) -> Run:
     """The record of one pass, a run of one step that lives in memory."""
+    if level not in LEVELS:
+        raise UsageError(f"level must be 'flow' or 'deep', found {level!r}.")
     names = Names(construction)
     names.root(model, "")
     recorder = Recorder(names)
@@ -69,7 +75,8 @@ def measure(
         step = _one_pass(model, batch, loss_fn, optimizer, names, recorder)
     header = recorder.header(argv=sys.argv, started=time.strftime("%Y-%m-%dT%H:%M:%S"))
     step_time = time.perf_counter() - started
-    return Run(header, [_timed(step, step_time)], overhead=None)
+    run = Run(header, [_timed(step, step_time)], overhead=None)
+    return deepen(run, recorder, model, batch, loss_fn) if level == "deep" else run
 
 
 def _timed(step: Step, seconds: float) -> Step:

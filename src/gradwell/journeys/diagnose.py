@@ -11,7 +11,7 @@ import msgspec
 
 from gradwell.errors import NotMeasurable, UsageError
 from gradwell.measure.profile import in_order, log10_gain, weight_of
-from gradwell.records.run import Run, Step
+from gradwell.records.run import Column, Run, Step
 from gradwell.records.verdict import (
     RANK,
     Attribution,
@@ -59,11 +59,20 @@ def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, A
         findings=findings,
         attributions=attributions,
         prescriptions=_prescriptions(run, findings, attributions),
-        not_checked=not_checked,
+        not_checked=[*not_checked, *_not_measured(run)],
         notes=_notes(run, places),
         profile=_profile(run),
         overhead=_overhead(run),
+        deep=run.steps[-1].deep if run.steps else None,
     )
+
+
+def load_rules() -> None:
+    """Import all that a diagnosis needs, ahead of it."""
+    from gradwell.remedies import _advice  # noqa: F401  # loaded for its own sake
+
+    for package in ("gradwell.symptoms", "gradwell.causes", "gradwell.remedies"):
+        list(shelf(package))
 
 
 # What was asked for.
@@ -174,32 +183,57 @@ def _notes(run: Run, places: Sequence[tuple[str, str]]) -> list[str]:
 # What was measured.
 
 
+def _not_measured(run: Run) -> list[NotChecked]:
+    """What level deep could not measure."""
+    deep = run.steps[-1].deep if run.steps else None
+    return [] if deep is None else [NotChecked(what, reason) for what, reason in deep.not_measured.items()]
+
+
 def _profile(run: Run) -> list[ProfileRow]:
     """The sites of the last sampled step in forward order, those that this step visited."""
     if not run.steps:
         return []
     step = run.steps[-1]
-    seen = [i for i in in_order(run.sites) if any(step.at(column, i) is not None for column in step.sites)]
-    return [_row(run, step, i) for i in seen]
+    sites = _Columns(step.sites, len(run.sites))
+    params = _Columns(step.params, len(run.header.params))
+    measured = list(step.sites.values())
+    seen = [i for i in in_order(run.sites) if any(i < len(column) and column[i] is not None for column in measured)]
+    return [_row(run, step, i, sites, params) for i in seen]
 
 
-def _row(run: Run, step: Step, i: int) -> ProfileRow:
+class _Columns(dict[str, Column]):
+    """Columns by name; one that is missing or ends early is filled up with None."""
+
+    def __init__(self, columns: Mapping[str, Column], length: int) -> None:
+        super().__init__({n: c if len(c) >= length else [*c, *[None] * (length - len(c))] for n, c in columns.items()})
+        self._nothing: Column = [None] * length
+
+    def __missing__(self, name: str) -> Column:
+        return self._nothing
+
+
+def _row(run: Run, step: Step, i: int, at: _Columns, of: _Columns) -> ProfileRow:
     site, weight = run.sites[i], weight_of(run, i)
-    size = None if weight is None else step.of("weight_rms", weight)
-    update = None if weight is None else step.of("update_rms", weight)
+    size = None if weight is None else of["weight_rms"][weight]
+    update = None if weight is None else of["update_rms"][weight]
+    gain, random = log10_gain(step, i), at["random_gain"][i]
     return ProfileRow(
         root=site.root, site=site.site, kind=site.kind, call=site.call, order=site.order, step=step.step,
-        act_rms=step.at("act_rms", i), delta_norm=step.at("delta_norm", i), log10_gain=log10_gain(step, i),
-        zero_frac=step.at("zero_frac", i), nonfinite=step.at("nonfinite", i), dead_frac=step.at("dead_frac", i),
-        saturated_frac=step.at("saturated_frac", i), role=site.role, source=site.source,
-        grad_rms=None if weight is None else step.of("grad_rms", weight), weight_rms=size,
-        update_ratio=update / size if update is not None and size else None, flow=step.at("flow", i),
+        act_rms=at["act_rms"][i], delta_norm=at["delta_norm"][i], log10_gain=gain,
+        zero_frac=at["zero_frac"][i], nonfinite=at["nonfinite"][i], dead_frac=at["dead_frac"][i],
+        saturated_frac=at["saturated_frac"][i], role=site.role, source=site.source,
+        grad_rms=None if weight is None else of["grad_rms"][weight], weight_rms=size,
+        update_ratio=update / size if update is not None and size else None, flow=at["flow"][i],
+        chi=at["chi"][i], random_gain=random, forward_gain=at["forward_gain"][i],
+        alignment=None if gain is None or random is None else gain - random,
+        path_flow=at["path_flow"][i], rank=at["rank"][i],
+        gsnr=None if weight is None else of["gsnr"][weight],
     )  # fmt: skip
 
 
 def _overhead(run: Run) -> Overhead:
     """What the measuring cost; all steps are counted by the clock where it said so, else by the steps' numbers."""
     ended = next((event for event in reversed(run.events) if event.event == "ended"), None)
-    said = ended.detail.get("steps") if ended is not None else None
+    said = ended.detail if ended is not None else {}
     counted = run.steps[-1].step - run.steps[0].step + 1 if run.steps else 0
-    return Overhead(run.overhead, len(run.steps), said if isinstance(said, int) else counted)
+    return Overhead(run.overhead, said.get("sampled", len(run.steps)), said.get("steps", counted))

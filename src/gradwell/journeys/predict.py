@@ -89,6 +89,11 @@ class Prediction(msgspec.Struct, frozen=True):
         """One JSON object with exactly the fields of this record."""
         return msgspec.json.encode(self.to_dict()).decode()
 
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        from gradwell.report import notebook  # late: pictures are not needed to predict
+
+        return notebook.prediction_mimebundle(str(self), self.log10_gain_by_layer)
+
     def __str__(self) -> str:
         steps = len(self.log10_gain_by_layer)
         unit = "layers" if steps == self.depth else "time steps"

@@ -12,6 +12,7 @@ import msgspec
 
 from gradwell.errors import UnreadableInput, UsageError
 from gradwell.records.run import Run, RunWriter, event_line, header_line, load, step_line
+from gradwell.records.treatment import Treatment
 from gradwell.records.verdict import Diagnosis
 from gradwell.report.html import report_html
 from gradwell.report.tables import profile_csv
@@ -113,6 +114,28 @@ def write_results(
         wanted.append((Path(csv), lambda: profile_csv(diagnosis).encode()))
     done = [_written(path, content, say) for path, content in wanted]
     return all(done)
+
+
+def write_treatment(
+    treatment: Treatment, folder: Path | None, *, run: Run | None = None, html: str | Path | None = None,
+    json: str | Path | None = None, say: Callable[[str], None],
+) -> bool:  # fmt: skip
+    """Write `treatment.json`, `diagnosis.json` and `report.html` to the folder, and the copies that were asked for.
+
+    With `run`, the folder's own record, its diagnosis stays and the report shows that one with the treatment.
+    """
+    diagnosis = treatment.diagnosis if run is None else run.diagnose()
+
+    def page() -> bytes:
+        return report_html(diagnosis, run=run, treatment=treatment).encode()
+
+    wanted: list[tuple[Path, Callable[[], bytes]]] = []
+    if folder is not None:
+        wanted += [(folder / "treatment.json", treatment.to_json), (folder / "report.html", page)]
+        wanted += [(folder / "diagnosis.json", diagnosis.to_json)] if run is None else []
+    wanted += [(Path(json), treatment.to_json)] if json is not None else []
+    wanted += [(Path(html), page)] if html is not None else []
+    return all([_written(path, content, say) for path, content in wanted])
 
 
 def _written(path: Path, content: Callable[[], bytes], say: Callable[[str], None]) -> bool:

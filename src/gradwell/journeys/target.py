@@ -1,4 +1,4 @@
-"""`file.py:function` or `package.module:function`: what `check` is pointed at, loaded from the user's code."""
+"""`file.py:function` or `package.module:function`: what `check` and `treat` are pointed at, loaded from the user's code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from gradwell.errors import UnreadableInput, UsageError
+from gradwell.surgery.setup import TrainSetup
 
 
 class UsersException(Exception):
@@ -37,6 +38,27 @@ def load_target(text: str) -> Target:
     script, and stays there: the function may import more. Raises `UsageError` or `UnreadableInput` with one sentence
     when the target cannot be found or returns something else, `UsersException` when the user's own code raises.
     """
+    return _unpack(_called(text), text)
+
+
+def load_setup(text: str) -> TrainSetup:
+    """Import the module and call the function that returns a `TrainSetup`; raises as `load_target` does."""
+    if text.endswith(".py"):
+        raise UsageError(
+            f"treat cannot run a script yet, found {text!r}; name a function of it that returns a TrainSetup, "
+            f"{text}:function."
+        )
+    value = _called(text)
+    if isinstance(value, TrainSetup):
+        return value
+    raise UsageError(
+        f"{text} must return a TrainSetup to be treated, found {_kind(value)}; "
+        "return gw.TrainSetup(model, make_optimizer, loss_fn, batches)."
+    )
+
+
+def _called(text: str) -> Any:
+    """What the user's function returns."""
     where, colon, name = text.rpartition(":")
     if not colon or not where or not name.isidentifier():
         raise UsageError(
@@ -50,10 +72,9 @@ def load_target(text: str) -> Target:
         raise UnreadableInput(f"{where} has no function {name!r}; it has {offered or 'none'}.")
     _require_no_arguments(function, text)
     try:
-        value = function()
+        return function()
     except Exception as problem:
         raise UsersException from problem
-    return _unpack(value, text)
 
 
 def _is_own_function(value: Any, module: ModuleType) -> bool:
@@ -72,6 +93,8 @@ def _require_no_arguments(function: Any, text: str) -> None:
 
 
 def _unpack(value: Any, text: str) -> Target:
+    if isinstance(value, TrainSetup):
+        return Target(value.model, value.batch(), value.loss_fn, value.optimizer())
     if (
         isinstance(value, (tuple, list))
         and len(value) in (3, 4)
@@ -81,13 +104,16 @@ def _unpack(value: Any, text: str) -> Target:
         target = Target(*value)
         if target.optimizer is None or isinstance(target.optimizer, torch.optim.Optimizer):
             return target
-    found = (
-        f"({', '.join(type(v).__name__ for v in value)})" if isinstance(value, (tuple, list)) else type(value).__name__
-    )
     raise UsageError(
-        f"{text} must return (model, batch, loss_fn) or (model, batch, loss_fn, optimizer), found {found}; "
+        f"{text} must return (model, batch, loss_fn) or (model, batch, loss_fn, optimizer), found {_kind(value)}; "
         "loss_fn takes (model, batch) and returns a scalar tensor."
     )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(type(v).__name__ for v in value)})"
+    return type(value).__name__
 
 
 def _module(where: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The lab's tasks as endless, seeded batches: digits, xor, gaussian, regression, sequence.
+"""The lab's tasks as endless, seeded batches: digits, xor, gaussian, regression, and four that need a memory.
 
 Every input is rows x columns numbers, so that each kind of net can read it: an MLP or a residual net sees
 (B, rows * columns), a CNN (B, 1, rows, columns), a transformer or recurrent net (B, T=rows, N=columns).
@@ -20,6 +20,8 @@ from gradwell.records.net import NetConfig
 
 Batch = tuple[Tensor, Tensor]
 
+Draw = Callable[[int, torch.Generator], Batch]
+
 _TRAIN = 1400  # of 1797 digits; the other 397 are held out
 _TEACHER_SEED = 7919
 _HELD_OUT_SEED = 104729
@@ -29,8 +31,8 @@ _HELD_OUT_SIZE = 512
 class Task(NamedTuple):
     """A task: the shape of one input, the number of classes (0: a real number), its batches and its held batch.
 
-    `stream` and `held_out` give inputs of shape (B, rows, columns) in float32, and targets: class numbers (B,)
-    or real numbers (B, 1).
+    `stream` and `held_out` give inputs of shape (B, rows, columns) in float32, and targets: class numbers (B,),
+    (B, rows) where `every_step` is asked, or real numbers (B, 1).
     """
 
     rows: int
@@ -38,6 +40,7 @@ class Task(NamedTuple):
     classes: int
     stream: Callable[[NetConfig], Iterator[Batch]]
     held_out: Callable[[NetConfig], Batch]
+    every_step: bool = False
 
 
 def batches(config: NetConfig) -> Iterator[Batch]:
@@ -172,30 +175,66 @@ def _regress(x: Tensor) -> Batch:
     return x, torch.sin(x.flatten(1) @ _teacher(1))
 
 
-# sequence: which of four symbols stood at the first of 20 steps?
+# What needs a memory: `draw(size, generator)` makes inputs (B, T, N) and targets.
 
 
-def _recall(size: int, generator: torch.Generator) -> Batch:
-    y = torch.randint(4, (size,), generator=generator)
-    x = 0.1 * torch.randn(size, 20, 4, generator=generator)
-    x[torch.arange(size), 0, y] += 1
-    return x, y
+def _drawn(rows: int, columns: int, classes: int, draw: Draw, *, every_step: bool = False) -> Task:
+    def stream(config: NetConfig) -> Iterator[Batch]:
+        generator = _generator(config.seed)
+        while True:
+            yield draw(config.batch_size, generator)
+
+    def held(_: NetConfig) -> Batch:
+        return draw(_HELD_OUT_SIZE, _generator(_HELD_OUT_SEED))
+
+    return Task(rows, columns, classes, stream, held, every_step)
 
 
-def _sequence(config: NetConfig) -> Iterator[Batch]:
-    generator = _generator(config.seed)
-    while True:
-        yield _recall(config.batch_size, generator)
+def recall(steps: int, lag: int) -> Task:
+    """Which of four symbols stood `lag` steps before the last of `steps`? The rest is noise of size 0.1."""
+
+    def draw(size: int, generator: torch.Generator) -> Batch:
+        y = torch.randint(4, (size,), generator=generator)
+        x = 0.1 * torch.randn(size, steps, 4, generator=generator)
+        x[torch.arange(size), steps - 1 - lag, y] += 1
+        return x, y
+
+    return _drawn(steps, 4, 4, draw)
 
 
-def _sequence_held_out(_: NetConfig) -> Batch:
-    return _recall(_HELD_OUT_SIZE, _generator(_HELD_OUT_SEED))
+def echo(steps: int, lag: int) -> Task:
+    """At every step: which of four symbols stood `lag` steps before? (0 where the sequence had not begun.)"""
+
+    def draw(size: int, generator: torch.Generator) -> Batch:
+        symbols = torch.randint(4, (size, steps), generator=generator)
+        noise = 0.1 * torch.randn(size, steps, 4, generator=generator)
+        heard = torch.cat([torch.zeros_like(symbols[:, :lag]), symbols[:, : steps - lag]], dim=1)
+        return torch.nn.functional.one_hot(symbols, 4) + noise, heard
+
+    return _drawn(steps, 4, 4, draw, every_step=True)
+
+
+def adding(steps: int) -> Task:
+    """The sum of the two numbers of U(0, 1) that are marked, one in each half (Hochreiter and Schmidhuber 1997)."""
+
+    def draw(size: int, generator: torch.Generator) -> Batch:
+        x = torch.stack([torch.rand(size, steps, generator=generator), torch.zeros(size, steps)], dim=2)
+        rows, half = torch.arange(size), steps // 2
+        places = [torch.randint(low, high, (size,), generator=generator) for low, high in ((0, half), (half, steps))]
+        for place in places:
+            x[rows, place, 1] = 1
+        return x, x[rows, places[0], :1] + x[rows, places[1], :1]
+
+    return _drawn(steps, 2, 0, draw)
 
 
 TASKS: dict[str, Task] = {
     "digits": Task(8, 8, 10, _digits, _digits_held_out),
     "gaussian": Task(8, 8, 10, _gaussian, _gaussian_held_out),
     "regression": Task(8, 8, 0, _regression, _regression_held_out),
-    "sequence": Task(20, 4, 4, _sequence, _sequence_held_out),
+    "sequence": recall(20, 19),
+    "memory": recall(50, 49),
+    "recent": recall(50, 3),
+    "echo": echo(50, 3),
     "xor": Task(1, 2, 2, _xor, _xor_points),
 }

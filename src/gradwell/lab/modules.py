@@ -6,21 +6,13 @@ Axis letters: B batch, T time (tokens), N units in, M units out, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from gradwell.errors import UsageError
 from gradwell.lab._ids import pick
 from gradwell.records.net import NetConfig
-
-
-class Sine(nn.Module):
-    """sin(x), element by element."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(x)
+from gradwell.surgery.activations import ACTIVATIONS
 
 
 class Detach(nn.Module):
@@ -29,67 +21,6 @@ class Detach(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.detach()
 
-
-class Erf(nn.Module):
-    """erf(x), element by element."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.erf(x)
-
-
-class Exp(nn.Module):
-    """exp(x), element by element; overflows float32 above 88."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.exp(x)
-
-
-class LecunTanh(nn.Module):
-    """1.7159 tanh(2x / 3), element by element (LeCun et al., 1998)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 1.7159 * torch.tanh(2 / 3 * x)
-
-
-class Maxout(nn.Module):
-    """The larger of two linear units: (..., 2 M) -> (..., M); the layer before must be twice as wide.
-
-    For images the channels are halved: (B, 2 C, H, W) -> (B, C, H, W).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        axis = 1 if x.dim() == 4 else -1
-        first, second = x.chunk(2, dim=axis)
-        return torch.maximum(first, second)
-
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "prelu": nn.PReLU,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "celu": nn.CELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
-    "hardswish": nn.Hardswish,
-    "softplus": nn.Softplus,
-    "sigmoid": nn.Sigmoid,
-    "hard_sigmoid": nn.Hardsigmoid,
-    "tanh": nn.Tanh,
-    "hardtanh": nn.Hardtanh,
-    "softsign": nn.Softsign,
-    "erf": Erf,
-    "sin": Sine,
-    "exp": Exp,
-    "relu6": nn.ReLU6,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "lecun_tanh": LecunTanh,
-    "maxout": Maxout,
-}
-"""Every activation id of the contract as a torch module."""
 
 OUTPUTS: dict[str, Callable[[], nn.Module]] = {
     **ACTIVATIONS,

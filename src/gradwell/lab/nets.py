@@ -123,10 +123,14 @@ class Transformer(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """`depth` fused recurrent layers over the rows, read at the last step: (B, T, N) -> (B, M)."""
+    """`depth` fused recurrent layers over the rows, read at the last step: (B, T, N) -> (B, M).
+
+    Where the task asks at every step, all are read: (B, T, M).
+    """
 
     def __init__(self, config: NetConfig) -> None:
         super().__init__()
+        self.every_step = task(config).every_step
         self.cell = _cell(config)
         self.norm = norm(config.norm, config.width) if config.norm else nn.Identity()
         self.head = _head(config, config.width)
@@ -134,7 +138,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         steps, _ = self.cell(x)
-        out: Tensor = self.output(self.head(self.norm(steps[:, -1])))
+        out: Tensor = self.output(self.head(self.norm(steps if self.every_step else steps[:, -1])))
         return out
 
 

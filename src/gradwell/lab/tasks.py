@@ -48,6 +48,7 @@ def loss_fn(config: NetConfig) -> Loss:
 
 
 def _cross_entropy(config: NetConfig, out: Tensor, y: Tensor) -> Tensor:
+    out, y = out.flatten(0, -2), y.flatten()
     if config.output_activation == "log_softmax":
         return nn.functional.nll_loss(out, y)
     if config.output_activation == "softmax":

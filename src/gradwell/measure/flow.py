@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gradwell.measure import profile
+from gradwell.measure.once import once_a_step
 from gradwell.records.run import Site, Step
 
 Key = tuple[int, int]
@@ -91,6 +92,7 @@ CAUSE = {"activation": "activation_slope", "weight": "weight_gain", "norm": "nor
 """The cause that the isotropic gain of a site counts for, by the site's role; others count as `other_layers`."""
 
 
+@once_a_step
 def ledger(sites: Sequence[Site], step: Step) -> Ledger | None:
     """The ledger of one sampled step; None where there is no path or a size on it is not finite.
 
@@ -102,11 +104,20 @@ def ledger(sites: Sequence[Site], step: Step) -> Ledger | None:
     total = step.total if zero is None else profile.log10_gain(step, end)
     if total is None or not math.isfinite(total):
         return None
+    parts, by_site, length = enter(sites, step, _leaves(sites, end, zero), "flow")
+    rest = total - sum(parts.values())
+    return Ledger(total, **parts, between_modules=rest, by_site=by_site, length=length, reaches_zero=zero)
+
+
+def enter(
+    sites: Sequence[Site], step: Step, leaves: Sequence[int], column: str
+) -> tuple[dict[str, float], list[tuple[int, float]], int]:
+    """What the leaves give to each cause by the flows of a column, the decades of each leaf, the weights among them."""
     parts = dict.fromkeys(("activation_slope", "weight_gain", "normalization_gain", "other_layers", "unexplained"), 0.0)
     by_site: list[tuple[int, float]] = []
     length = 0
-    for i in _leaves(sites, end, zero):
-        flow, gain = step.at("flow", i), step.at("leaf_gain", i)
+    for i in leaves:
+        flow, gain = step.at(column, i), step.at("leaf_gain", i)
         if not flow or gain is None or not math.isfinite(gain):
             continue
         by_site.append((i, flow * gain))
@@ -119,8 +130,7 @@ def ledger(sites: Sequence[Site], step: Step) -> Ledger | None:
         expected = gain if isotropic is None or not math.isfinite(isotropic) else isotropic
         parts[cause] += flow * expected
         parts["unexplained"] += flow * (gain - expected)
-    rest = total - sum(parts.values())
-    return Ledger(total, **parts, between_modules=rest, by_site=by_site, length=length, reaches_zero=zero)
+    return parts, by_site, length
 
 
 def _reach(sites: Sequence[Site], step: Step) -> tuple[int | None, int | None]:

@@ -14,13 +14,16 @@ from statistics import median_low
 
 import msgspec
 
+from gradwell.measure.once import once_a_header, once_a_step
 from gradwell.records.numbers import log10
-from gradwell.records.run import Run, Site, Step
+from gradwell.records.run import Header, Run, Site, Step
 
 CARRIES = 0.5
 """Share of the flow above which a site belongs to the trunk."""
 RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
-"""Fused recurrent layers: role "other", but what they take is lost, unlike what pooling takes."""
+"""Recurrent layers: role "other", but what they take is lost, unlike what pooling takes."""
+FEWEST_CALLS = 8
+"""Calls of one layer from which on they count as time."""
 FEWEST = 6
 """Sampled steps from which on the start and the end of a run are judged apart."""
 
@@ -29,7 +32,10 @@ def log10_gain(step: Step, index: int) -> float | None:
     """log10 |delta here| / |delta at the model's output|: -inf for exact zero, nan where a size is not finite."""
     if step.output is None:
         return None
-    here, output = log10(step.at("delta_norm", index)), log10(step.at("delta_norm", step.output))
+    return _above(log10(step.at("delta_norm", index)), log10(step.at("delta_norm", step.output)))
+
+
+def _above(here: float | None, output: float | None) -> float | None:
     if here is None or output is None:
         return None
     if not math.isfinite(output) or here == math.inf:
@@ -39,31 +45,82 @@ def log10_gain(step: Step, index: int) -> float | None:
 
 def in_order(sites: Sequence[Site]) -> list[int]:
     """Indices of the sites in the order of the forward pass."""
-    return sorted(range(len(sites)), key=lambda i: (sites[i].order, i))
+    order = [site.order for site in sites]
+    return sorted(range(len(sites)), key=order.__getitem__)
 
 
+@once_a_step
 def between(sites: Sequence[Site], step: Step) -> list[int]:
     """Sites from the deepest one to the output, both included, in forward order; empty without such a path."""
-    if step.source is None or step.output is None or step.source == step.output:
+    source, output = step.source, step.output
+    if source is None or output is None or source == output:
         return []
     order = in_order(sites)
-    place = {i: n for n, i in enumerate(order)}
-    low, high = place[step.source], place[step.output]
-    return [i for i in order[low : high + 1] if (step.at("flow", i) or 0.0) != 0.0 or i in (step.source, step.output)]
+    way = order[order.index(source) : order.index(output) + 1]
+    return [i for i in way if i in (source, output) or (step.at("flow", i) or 0.0) != 0.0]
 
 
+@once_a_step
 def trunk(sites: Sequence[Site], step: Step) -> list[int]:
     """The sites between source and output that carry more than half of the flow, in forward order."""
     ends = (step.source, step.output)
     return [i for i in between(sites, step) if i in ends or (step.at("flow", i) or 0.0) > CARRIES]
 
 
+@once_a_step
 def profile(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
     """(index, log10 gain) of the trunk, in forward order; only what was measured."""
-    found = [(i, log10_gain(step, i)) for i in trunk(sites, step)]
+    if step.output is None:
+        return []
+    output = log10(step.at("delta_norm", step.output))
+    found = [(i, _above(log10(step.at("delta_norm", i)), output)) for i in trunk(sites, step)]
     return [(i, gain) for i, gain in found if gain is not None]
 
 
+@once_a_step
+def normalised(sites: Sequence[Site], step: Step) -> set[int]:
+    """Sites of the trunk that a normalisation reads, at most through sites without weights or slopes (dropout)."""
+    found: set[int] = set()
+    read = False
+    for i in reversed(trunk(sites, step)):
+        if read:
+            found.add(i)
+        if sites[i].role in ("weight", "activation", "norm"):
+            read = sites[i].role == "norm"
+    return found
+
+
+@once_a_step
+def loops(sites: Sequence[Site], step: Step) -> dict[str, list[int]]:
+    """Layers that a loop over time steps calls again and again: the indices of their calls, first call first.
+
+    Recurrent layers and cells; and a Linear on the trunk that follows itself with nothing but activations between, its input wider
+    or narrower than its output, since then each call must have got a fresh input beside its own state.
+    """
+    order = [i for i in in_order(sites) if step.at("delta_norm", i) is not None]
+    calls: dict[str, list[int]] = {}
+    for i in order:
+        if sites[i].kind in RECURRENT:
+            calls.setdefault(sites[i].site, []).append(i)
+    way = set(trunk(sites, step))
+    layers = [i for i in order if i in way and sites[i].role != "activation"]
+    for below, above in pairwise(layers):
+        a, b = sites[below], sites[above]
+        if a.kind == "Linear" and a.site == b.site and a.fan_in != a.fan_out:
+            calls.setdefault(a.site, [below]).append(above)
+    return {name: found for name, found in calls.items() if len(found) >= FEWEST_CALLS}
+
+
+@once_a_step
+def through_depth(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
+    """The profile without time: of a loop over time steps only what belongs to the last step."""
+    orders = [(sites[calls[0]].order, sites[calls[-1]].order) for calls in loops(sites, step).values()]
+    return [
+        (i, gain) for i, gain in profile(sites, step) if not any(low <= sites[i].order < high for low, high in orders)
+    ]
+
+
+@once_a_step
 def pooled(sites: Sequence[Site], step: Step) -> dict[int, float]:
     """Decades (0 or negative) that pooling and its kin take between each site and the output.
 
@@ -89,10 +146,10 @@ def _mean(sites: Sequence[Site], step: Step) -> tuple[int | None, float]:
     `x.mean(1)` is no site; it shows as a gap of exactly -1/2 log10(P), P a whole number, between what one site sends
     on and what arrives at the one before. A product with a number can look the same, so that only one gap counts.
     """
-    way = trunk(sites, step)
     found: list[tuple[float, int]] = []
-    for below, above in pairwise(way):
-        arrived, there, gain = log10_gain(step, below), log10_gain(step, above), step.at("leaf_gain", above)
+    sizes = dict(profile(sites, step))
+    for below, above in pairwise(trunk(sites, step)):
+        arrived, there, gain = sizes.get(below), sizes.get(above), step.at("leaf_gain", above)
         if arrived is None or there is None or gain is None or not math.isfinite(arrived - there - gain):
             continue
         gap = arrived - there - gain
@@ -189,11 +246,27 @@ def _middle(values: Sequence[tuple[Step, float]]) -> tuple[Step, float]:
 
 def parameters_of(run: Run, index: int) -> list[int]:
     """Indices of the parameters that a site owns."""
-    name = run.sites[index].site
-    return [i for i, param in enumerate(run.header.params) if name in (param.site, param.name)]
+    return _owned(run.header).get(run.sites[index].site, [])
+
+
+@once_a_header
+def _owned(header: Header) -> dict[str, list[int]]:
+    """Indices of the parameters by the name of the site that owns them, and by their own."""
+    found: dict[str, list[int]] = {}
+    for i, param in enumerate(header.params):
+        for name in {param.site, param.name}:
+            found.setdefault(name, []).append(i)
+    return found
 
 
 def weight_of(run: Run, index: int) -> int | None:
     """Index of the weight of a site: the first parameter with two axes, else the first."""
-    owned = parameters_of(run, index)
-    return next((i for i in owned if len(run.header.params[i].shape) >= 2), owned[0] if owned else None)
+    return _weights(run.header)[index]
+
+
+@once_a_header
+def _weights(header: Header) -> list[int | None]:
+    """The weight of each site."""
+    owned = _owned(header)
+    found = [owned.get(site.site, ()) for site in header.sites]
+    return [next((i for i in own if len(header.params[i].shape) >= 2), own[0] if own else None) for own in found]

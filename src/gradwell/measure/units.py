@@ -12,21 +12,21 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
-def unit_statistics(samples: Sequence[Array]) -> list[dict[str, float]]:
-    """`mean`, `zero` and `spread` of each sample with the axes (batch B, positions P, units U).
+def unit_statistics(samples: Sequence[Array]) -> list[tuple[float | None, float | None, float | None]]:
+    """(mean, zero, spread) of each sample with the axes (batch B, positions P, units U), None for an empty one.
 
     `zero`: share of elements that are exactly 0.
     `spread`: variance between the samples of the batch over the mean square; nan for a batch of one and for zeros.
     """
-    answers: list[dict[str, float]] = [{} for _ in samples]
+    answers: list[Any] = [(None, None, None)] * len(samples)
     for members in _alike(samples):
         for start in range(0, len(members), 512):
             part = members[start : start + 512]
-            stacked = np.stack([samples[i] for i in part])
+            stacked = np.concatenate([samples[i][None] for i in part])
             with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
                 rows = _statistics(stacked)
             for i, row in zip(part, rows, strict=True):
-                answers[i] = dict(zip(("mean", "zero", "spread"), row, strict=True))
+                answers[i] = tuple(row)
     return answers
 
 
@@ -39,16 +39,16 @@ def _alike(samples: Sequence[Array]) -> list[list[int]]:
 
 
 def _statistics(x: Array) -> list[list[float]]:
-    # x: (S, B, P, U). Sums over the batch are matrix products: numpy is five times slower along a middle axis.
+    # x: (S, B, P, U). Sums are matrix products: numpy's own are five times slower.
     flat = x.reshape(len(x), -1)
-    zero = 1 - np.count_nonzero(flat, axis=1) / flat.shape[1]
-    columns = [flat.mean(1), zero]
+    ones = np.ones(flat.shape[1], x.dtype)
+    columns = [flat @ ones / flat.shape[1], 1 - (flat != 0).astype(x.dtype) @ ones / flat.shape[1]]
     if x.shape[1] > 1:
         # Differences from the first sample keep the digits that subtracting mean squares would lose.
         apart = x - x[:, :1]
-        apart = apart.reshape(len(x), x.shape[1], -1)
-        between = np.einsum("sbe,sbe->s", apart, apart) / x.shape[1]
-        centre = np.full(x.shape[1], 1 / x.shape[1], x.dtype) @ apart
+        all_apart = apart.reshape(len(x), -1)
+        between = np.einsum("se,se->s", all_apart, all_apart) / x.shape[1]
+        centre = np.full(x.shape[1], 1 / x.shape[1], x.dtype) @ apart.reshape(len(x), x.shape[1], -1)
         between -= np.einsum("se,se->s", centre, centre)
         square = np.einsum("se,se->s", flat, flat) / x.shape[1]
         columns.append(np.maximum(between, 0) / square)
@@ -66,13 +66,16 @@ def slope_statistics(ratios: Sequence[Array], ceilings: Sequence[float]) -> list
     """
     answers = [(math.nan, math.nan)] * len(ratios)
     for members in _alike(ratios):
-        slope = np.abs(np.stack([ratios[i] for i in members]))
-        bound = np.array([[ceilings[i] / 20] for i in members], dtype=slope.dtype)
+        slope = np.abs(np.stack([ratios[i] for i in members]), dtype=np.float64)
+        bound = np.array([[ceilings[i] / 20] for i in members])
         known = np.isfinite(slope)
-        count = np.count_nonzero(known, axis=1)
-        slope[~known] = 0
-        low = np.count_nonzero((slope < bound) & known, axis=1)
-        square = np.einsum("se,se->s", slope, slope, dtype=np.float64)
+        if known.all():
+            count = np.full(len(members), slope.shape[1])
+        else:
+            count = np.count_nonzero(known, axis=1)
+            slope[~known] = 0
+        low = np.count_nonzero(slope < bound, axis=1) - (slope.shape[1] - count)
+        square = np.einsum("se,se->s", slope, slope)
         for i, n, s, f in zip(members, count.tolist(), square.tolist(), low.tolist(), strict=True):
             answers[i] = (s / n, f / n) if n else (math.nan, math.nan)
     return answers
@@ -100,21 +103,35 @@ FEWEST_TWINS = 0.25
 """Below this share of rows with an equal first element no row is looked at in full."""
 
 
+def may_have_twins(columns: Sequence[Array]) -> list[bool]:
+    """For the first column of each weight: False where fewer than a quarter of its rows can share it with another."""
+    answers = [False] * len(columns)
+    for members in _alike(columns):
+        first = np.sort([columns[i] for i in members], axis=1)
+        size = np.maximum(np.abs(first[:, 0]), np.abs(first[:, -1]))
+        close = np.count_nonzero(first[:, 1:] - first[:, :-1] <= CLOSE * size[:, None], axis=1)
+        for i, found in zip(members, close.tolist(), strict=True):
+            answers[i] = 2 * found >= FEWEST_TWINS * first.shape[1]
+    return answers
+
+
 def twin_fraction(weight: Array, grad: Array) -> float:
     """Share of the rows (units M, inputs N) that have a twin: another row with the same weights and gradients.
 
     Twins stay twins under every optimizer, so that the layer has as many different units as it has different rows.
-    0 where fewer than a quarter of the rows share their first weight with another. nan for what is not finite.
+    Rows of zeros with a gradient of zeros are idle and no twins where other rows learn: experts that a router whose
+    weights start at zero has not chosen.
+    Ask `may_have_twins` first: it is a hundred times faster. nan for what is not finite.
     """
-    first = np.sort(weight[:, 0])
     with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
-        if np.mean(_either(np.diff(first) <= CLOSE * max(abs(first[0]), abs(first[-1])))) < FEWEST_TWINS:
-            return 0.0
         both = np.concatenate([_unit_size(weight), _unit_size(grad)], 1)
         # A fixed direction brings twins next to each other.
         order = np.argsort(both @ np.random.default_rng(0).standard_normal(both.shape[1]))
         apart = np.abs(np.diff(both[order], axis=0)).max(1)
-    return float(np.mean(_either(apart <= CLOSE))) if np.isfinite(apart).all() else math.nan
+    if not np.isfinite(apart).all():
+        return math.nan
+    idle = ~both[order].any(1)
+    return float(np.mean(_either(apart <= CLOSE) & (idle.all() | ~idle)))
 
 
 def _unit_size(x: Array) -> Array:

@@ -19,8 +19,11 @@ from gradwell.measure.flow import spread_flow
 from gradwell.measure.units import fork_shares, slope_statistics, unit_statistics
 from gradwell.probe import kinds, sizes
 from gradwell.probe.graph import Edge, Graph, Key
-from gradwell.probe.recurrent import lag_profile
+from gradwell.probe.recurrent import Asked, asked, asked_of_cell, lag_profile, some_samples
 from gradwell.probe.tape import Handle, Tape, Visit
+
+MOST_WAITING = 1024
+"""Small gradients that wait to be measured together, at most: 64 MiB of them."""
 
 Grads = tuple[Tensor | None, ...]
 Task = Callable[[Grads], None]
@@ -33,12 +36,15 @@ class Backward:
     the deepest site and of the model's output, None where there is no path of two weights; `beyond` holds the
     indices of sites between the output and the loss; `leaves` are the tensors whose `.grad` the backward writes,
     `parameters` those that were not inputs; `lags`
-    is the lag profile of each fused recurrent layer, the reverse direction under `name:reverse`.
+    is the lag profile of each fused recurrent layer, the reverse direction under `name:reverse`, `heard` and `links`
+    what the loss asks of it, and of each cell.
     """
 
     def __init__(self, tape: Tape, losses: Sequence[Tensor]) -> None:
         self.graph = Graph([loss.grad_fn for loss in losses])
         self.lags: dict[str, list[float]] = {}
+        self.heard: dict[str, list[float]] = {}
+        self.links: dict[str, list[float]] = {}
         self.visits = tape.take(self._reaches)
         self._given = [tape.given.pop(turn) for turn in sorted({v.turn for v in self.visits}) if turn in tape.given]
         self.input_rms = self._given[0].rms if self._given else None
@@ -49,6 +55,7 @@ class Backward:
         self.source: int | None = None
         self.output: int | None = None
         self.beyond: set[int] = set()
+        self.weight_norms: dict[int, float] = {}
         self._tape = tape
         self._path: set[int] = set()
         self._pre: dict[int, list[Task]] = {}
@@ -57,6 +64,8 @@ class Backward:
         self._telescoped: list[tuple[Visit, Visit]] = []
         self._forks: list[_Fork] = []
         self._weights: dict[Key, float] = {}
+        self._kept: dict[Key, Tensor] = {}
+        self._waiting: list[Visit] = []
         self._plan()
 
     # ------------------------------------------------------------------ before
@@ -68,18 +77,25 @@ class Backward:
         self._find_path()
         self._watch_sites()
         self._watch_forks()
+        self._watch_time()
+        nodes = self.graph.nodes
+        for visit in self._waiting:
+            ((seq, number),) = visit.outputs
+            self._handles.append(nodes[seq].register_prehook(_keep_arrived(visit, number)))
         for tasks, register in ((self._pre, "register_prehook"), (self._post, "register_hook")):
             for seq, jobs in tasks.items():
-                self._handles.append(getattr(self.graph.nodes[seq], register)(self._tape._guarded(_hook(jobs))))
+                self._handles.append(getattr(nodes[seq], register)(self._tape._guarded(_hook(jobs))))
 
     def _reaches(self, visit: Visit) -> bool:
         """Turn handles into keys of this backward, a tensor's own or else its base's; True where there are some."""
         visit.outputs = self._reached(visit.where_out)
-        visit.inputs = set(self._reached(visit.where_in))
+        visit.inputs = self._reached(visit.where_in)
         return bool(visit.outputs)
 
     def _reached(self, handles: Sequence[Handle]) -> list[Key]:
         nodes = self.graph.nodes
+        if len(handles) == 1 and handles[0][0][0] in nodes:
+            return [handles[0][0]]
         keys = [own if own[0] in nodes else base for own, base in handles]
         return list(dict.fromkeys(key for key in keys if key is not None and key[0] in nodes))
 
@@ -87,11 +103,12 @@ class Backward:
         """Find the edges by which the gradient leaves each visit; returns the nodes that lie inside some visit."""
         owned: set[int] = set()
         for visit in self.visits:
-            own = set(visit.outputs)
-            if own and not own <= visit.inputs:  # nn.Identity and dropout in eval mode return their input
-                inside, visit.exits = self.graph.inside(own, visit.inputs, borders)
+            visit.passes = all(key in visit.inputs for key in visit.outputs)
+            if not visit.passes:
+                inside, visit.exits = self.graph.inside(visit.outputs, visit.inputs, borders)
                 owned |= inside
-                _read_norm(self.graph, visit, inside)
+                if visit.role == "norm":
+                    _read_norm(self.graph, visit, inside)
         return owned
 
     def _add_ownerless(self, owned: set[int], borders: set[Key]) -> None:
@@ -138,9 +155,13 @@ class Backward:
         graph, path = self.graph, self._path
         owner: dict[Key, Visit] = {}
         for visit in self.visits:
+            if len(visit.outputs) == 1 and 0 < visit.numel <= sizes.SMALL and len(self._waiting) < MOST_WAITING:
+                visit.waits = True
+                self._waiting.append(visit)
             for output in visit.outputs:
                 owner.setdefault(output, visit)
-                self._pre.setdefault(output[0], []).append(_arrive(visit, output[1]))
+                if not visit.waits:
+                    self._pre.setdefault(output[0], []).append(_arrive(visit, output[1]))
         for visit in self.visits:
             exits = [(e, key) for e in visit.exits if (key := graph.edges[e[0]][e[1]]) is not None and key[0] in path]
             visit.exits = [edge for edge, _ in exits]
@@ -149,7 +170,7 @@ class Backward:
                 below = owner.get(target)
                 if below is not None and len(graph.senders[target]) == 1 and len(below.outputs) == 1:
                     self._telescoped.append((visit, below))  # what leaves here is what arrives there
-                    if visit.role == "activation":
+                    if visit.role == "activation" and not (visit.waits and below.waits):
                         self._post.setdefault(seq, []).append(_slope(visit, j))
                     continue
                 self._post.setdefault(seq, []).append(_depart(visit, j))
@@ -174,26 +195,58 @@ class Backward:
             if len(several) > 1:
                 self._pre.setdefault(seq, []).append(_weigh(seq, several, self._weights))
 
+    def _watch_time(self) -> None:
+        """Keep the gradients at the outputs of recurrent layers, and at the last of a cell's."""
+        fused = [visit for given in self._given for _, _, visit in given.recurrent.values()]
+        for visit in [*fused, *self._last_calls().values()]:
+            for key in self._reached(visit.where_out):
+                self._pre.setdefault(key[0], []).append(_keep(self._kept, key))
+
+    def _last_calls(self) -> dict[str, Visit]:
+        """The last call of each recurrent cell that was called step by step."""
+        return {visit.name: visit for visit in self.visits if visit.fed is not None}
+
     # ------------------------------------------------------------------ after
 
     def finish(self) -> None:
         """Take the hooks off and turn what they saw into numbers."""
         self.close()
+        _finish_arrivals(self._waiting)
         for visit, below in self._telescoped:
             visit.left = below.delta
+        _divide_all([(v, below) for v, below in self._telescoped if v.role == "activation" and v.ratio is None])
+        for visit in self._waiting:
+            visit.arrived = visit.array = None
         for visit in self.visits:
-            if visit.outputs and set(visit.outputs) <= visit.inputs:
+            if visit.passes:
                 visit.left, visit.isotropic = visit.delta, 0.0
         _finish_units(self.visits)
         _finish_slopes(self.visits)
-        _finish_weights(self.visits)
+        self.weight_norms = _finish_weights(self.visits)
         if self.source is not None:
             self._find_flow(self.visits[self.source])
-        for name, (module, args) in {k: v for given in self._given for k, v in given.recurrent.items()}.items():
-            for direction, profile in lag_profile(module, *args).items():
-                self.lags[name if direction == "forward" else f"{name}:{direction}"] = profile
-        self._given = []
+        self._find_time()
+        self._given, self._kept = [], {}
         self.graph = Graph([])
+
+    def _find_time(self) -> None:
+        for name, (module, args, visit) in {k: v for g in self._given for k, v in g.recurrent.items()}.items():
+            found: dict[str, Asked] = asked(module, args[0], *self._kept_at(visit)[:2])
+            for direction, profile in lag_profile(module, *args).items():
+                full = name if direction == "forward" else f"{name}:{direction}"
+                self.lags[full] = profile
+                if direction in found:
+                    self.heard[full], self.links[full] = found[direction]
+        for name, last in self._last_calls().items():
+            (grad, *_) = self._kept_at(last)
+            fed = [visit.fed for visit in self.visits if visit.name == name and visit.fed is not None]
+            if grad is not None and len(fed) > 1:
+                self.links[name] = asked_of_cell(fed, some_samples(grad))
+
+    def _kept_at(self, visit: Visit) -> list[Tensor | None]:
+        """The gradients at a visit's outputs, in the order in which it returned them; None where none came."""
+        keys = [self._reached([handle]) for handle in visit.where_out]
+        return [self._kept.get(key[0]) if key else None for key in (*keys, [], [])]
 
     def keep(self, handle: Any) -> Any:
         """Take this hook off together with the others."""
@@ -208,7 +261,11 @@ class Backward:
 
     def _find_flow(self, source: Visit) -> None:
         shares = {edge: share for fork in self._forks for edge, share in fork.shares().items()}
-        flow = spread_flow(self.graph.order, self.graph.edges, self._path, source.outputs, shares, self._weights)
+        plain = not shares and not self._weights and all(len(visit.outputs) <= 1 for visit in self.visits)
+        if plain:  # a chain, through which all of it flows
+            flow = dict.fromkeys((key for visit in self.visits for key in visit.outputs if key[0] in self._path), 1.0)
+        else:
+            flow = spread_flow(self.graph.order, self.graph.edges, self._path, source.outputs, shares, self._weights)
         for visit in self.visits:
             visit.flow = sum(flow.get(key, 0.0) for key in visit.outputs)
         through = [
@@ -255,21 +312,42 @@ def _arrive(visit: Visit, number: int) -> Task:
     return task
 
 
+def _keep_arrived(visit: Visit, number: int) -> Task:
+    """What arrives at a small site waits to be measured with the others: the engine adds to no gradient that is held."""
+
+    def task(grads: Grads) -> None:
+        visit.arrived = grads[number]
+
+    return task
+
+
+def _keep(kept: dict[Key, Tensor], key: Key) -> Task:
+    def task(grads: Grads) -> None:
+        grad = grads[key[1]]
+        if grad is not None:
+            kept[key] = grad.detach()
+
+    return task
+
+
 def _slope(visit: Visit, j: int) -> Task:
     """phi' of an activation: gradient sent on over gradient arrived, element by element of a sample."""
 
     def task(grads: Grads) -> None:
         grad = grads[j]
-        if grad is not None and visit.entered is not None:
+        if grad is not None:
             _divide(visit, grad)
 
     return task
 
 
 def _divide(visit: Visit, sent: Tensor) -> None:
-    on, arrived = sizes.flat_sample(sent), visit.entered
+    arrived = visit.entered if visit.arrived is None else sizes.flat_sample(visit.arrived)
     visit.entered = None
-    if arrived is not None and on.shape == arrived.shape:
+    if arrived is None:
+        return
+    on = sizes.flat_sample(sent)
+    if on.shape == arrived.shape:
         with np.errstate(all="ignore"):  # 0/0 is an element without a gradient
             visit.ratio = on / arrived
 
@@ -311,7 +389,7 @@ class _Parts:
     def _done(self) -> None:
         visit = self.visit
         visit.left = math.sqrt(sum(sizes.l2(total) ** 2 for total in self.sums.values()))
-        if visit.role == "activation" and len(self.sums) == 1 and visit.entered is not None:
+        if visit.role == "activation" and len(self.sums) == 1:
             _divide(visit, next(iter(self.sums.values())))
         self.sums, visit.entered = {}, None
 
@@ -366,7 +444,7 @@ _SAVED_RSTD = {
 }
 
 
-def _saved(node: Any, name: str | None) -> Any:
+def saved(node: Any, name: str | None) -> Any:
     """What a node has saved; None where that is packed by hooks, since reading it would run the user's own code:
     checkpointing computes its segment once more, running statistics and random numbers included.
     """
@@ -378,11 +456,9 @@ def _saved(node: Any, name: str | None) -> Any:
 
 def _read_norm(graph: Graph, visit: Visit, inside: set[int]) -> None:
     """Isotropic gain of a normalisation from the 1/s that its node saved: 1/2 log10( mean g^2 (n-2)/n mean 1/s^2 )."""
-    if visit.role != "norm":
-        return
     for seq in inside:
         name = graph.name(seq)
-        rstd = _saved(graph.nodes[seq], _SAVED_RSTD.get(name))
+        rstd = saved(graph.nodes[seq], _SAVED_RSTD.get(name))
         if not isinstance(rstd, Tensor) or rstd.numel() == 0:
             continue
         gain = 1.0 if visit.gain is None else visit.gain.detach().double().square().mean().item()
@@ -393,11 +469,39 @@ def _read_norm(graph: Graph, visit: Visit, inside: set[int]) -> None:
             visit.isotropic = 0.5 * math.log10(square)
 
 
+def _finish_arrivals(waiting: list[Visit]) -> None:
+    """The sizes of the gradients that were kept."""
+    for visit in waiting:
+        if visit.arrived is not None:
+            visit.array = sizes.in_memory(visit.arrived)
+            visit.delta = sizes.l2_of(visit.arrived, visit.array)
+
+
+def _divide_all(pairs: list[tuple[Visit, Visit]]) -> None:
+    """Gradient sent on / gradient arrived of activations, each with the site that gets what it sends; alike ones in
+    one stack.
+    """
+    samples: dict[Any, list[tuple[Visit, sizes.Array, sizes.Array]]] = {}
+    for visit, below in pairs:
+        if visit.array is None or below.array is None:
+            if below.arrived is not None:
+                _divide(visit, below.arrived)
+            continue
+        on, arrived = sizes.thinned_flat(below.array), sizes.thinned_flat(visit.array)
+        if on.shape == arrived.shape:
+            samples.setdefault((on.shape, on.dtype), []).append((visit, on, arrived))
+    for alike in samples.values():
+        with np.errstate(all="ignore"):  # 0/0 is an element without a gradient
+            ratios = np.stack([on for _, on, _ in alike]) / np.stack([arrived for _, _, arrived in alike])
+        for (visit, _, _), ratio in zip(alike, ratios, strict=True):
+            visit.ratio = ratio
+
+
 def _finish_units(visits: list[Visit]) -> None:
     sampled = [visit for visit in visits if visit.values is not None]
     rows = unit_statistics([sizes.as_array(v.values) for v in sampled if v.values is not None])
     for visit, row in zip(sampled, rows, strict=True):
-        visit.stats |= row
+        visit.mean, visit.zero, visit.spread = row
         visit.values = None
 
 
@@ -407,13 +511,16 @@ def _finish_slopes(visits: list[Visit]) -> None:
     found = slope_statistics(ratios, [kinds.largest_slope(visit.kind) for visit in active])
     for visit, (square, saturated) in zip(active, found, strict=True):
         visit.ratio = None
-        visit.stats["saturated"] = saturated
+        visit.saturated = saturated
         if square > 0:
             visit.isotropic = 0.5 * math.log10(square)
 
 
-def _finish_weights(visits: list[Visit]) -> None:
+def _finish_weights(visits: list[Visit]) -> dict[int, float]:
+    """Isotropic gains of the weights; returns the norms by `id` of the tensor."""
     heavy = [(visit, visit.weight) for visit in visits if visit.weight is not None]
-    for (visit, weight), norm in zip(heavy, sizes.l2_all([w.detach() for _, w in heavy]), strict=True):
+    found: dict[int, float] = {}
+    for (visit, weight), norm in zip(heavy, sizes.l2_all([w for _, w in heavy]), strict=True):
         visit.isotropic = kinds.isotropic_weight(weight, norm, visit.kind, visit.out_shape)
-        visit.weight = None
+        visit.weight, found[id(weight)] = None, norm
+    return found

@@ -7,7 +7,7 @@ a node sends back. A key with several edges into it is a *fork* of the forward p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 Key = tuple[int, int]
@@ -114,13 +114,17 @@ class Graph:
                     depth[key[0]] = here
         return depth
 
-    def inside(self, outputs: Iterable[Key], inputs: set[Key], borders: set[Key]) -> tuple[set[int], list[Edge]]:
+    def inside(self, outputs: Iterable[Key], inputs: Collection[Key], borders: set[Key]) -> tuple[set[int], list[Edge]]:
         """The nodes of a leaf and the edges by which the gradient leaves it.
 
         The walk starts at the leaf's output keys and stops at its input keys and at the output keys of other
         leaves (`borders`): the latter matter where inputs came as keyword arguments, which hooks cannot see.
         """
         own = set(outputs)
+        if len(own) == 1:
+            near = self._near(next(iter(own)), inputs, borders)
+            if near is not None:
+                return near
         stack = [key[0] for key in own]
         seen: set[int] = set()
         exits: list[Edge] = []
@@ -136,6 +140,21 @@ class Graph:
                     exits.append((seq, j))
                 else:
                     stack.append(key[0])
+        return seen, exits
+
+    def _near(self, output: Key, inputs: Collection[Key], borders: set[Key]) -> tuple[set[int], list[Edge]] | None:
+        """`inside` for a leaf of one node and such that lead to parameters only, as most are; None for any other."""
+        seq = output[0]
+        seen, exits = {seq}, []
+        for j, key in enumerate(self.edges[seq]):
+            if key is None or key == output:
+                continue
+            if key in inputs or key in borders:
+                exits.append((seq, j))
+            elif any(self.edges[key[0]]):
+                return None
+            else:
+                seen.add(key[0])
         return seen, exits
 
     def name(self, seq: int) -> str:

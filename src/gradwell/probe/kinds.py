@@ -22,12 +22,14 @@ def weak_cache(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A cache by class that does not keep the class: one that was made at run time (a parametrised layer, a class in
     a function) holds what its closures hold, often the model itself.
     """
-    known: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+    known: dict[int, tuple[weakref.ref[Any], Any]] = {}  # WeakKeyDictionary is ten times slower to ask
 
     def cached(kind: Any) -> Any:
-        if kind not in known:
-            known[kind] = function(kind)
-        return known[kind]
+        key = id(kind)
+        entry = known.get(key)
+        if entry is None or entry[0]() is not kind:
+            entry = known[key] = (weakref.ref(kind, lambda _: known.pop(key, None)), function(kind))
+        return entry[1]
 
     return cached
 
@@ -82,13 +84,14 @@ def _class_role(kind: Any) -> str:
             return role
     if kind.__name__ in activation_names():
         return "activation"
+    if issubclass(kind, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)):
+        return "weight"  # also where parametrised: then the weight is no parameter of its own
     return "norm" if "Norm" in kind.__name__ else ""
 
 
 def is_closed(module: nn.Module) -> bool:
     """True for a leaf of torch's own library: what it calls inside is its own business."""
-    kind: Any = type(module)
-    return not module._modules and _is_torchs(kind)
+    return not module._modules and _is_torchs(type(module))
 
 
 @weak_cache
@@ -96,6 +99,7 @@ def _is_torchs(kind: Any) -> bool:
     return bool(kind.__module__.startswith("torch.nn."))
 
 
+_CALL_CHILDREN_ONLY = {nn.Sequential, nn.ModuleList, nn.ModuleDict}
 _FAST_PATHS = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
@@ -103,7 +107,7 @@ def is_open(module: nn.Module) -> bool:
     """True where functional activations inside a module are looked for: a graph is built, and torch does not leave
     its fast path for evaluation, which gives other bits, because of a TorchFunctionMode.
     """
-    if not torch.is_grad_enabled() or is_closed(module):
+    if type(module) in _CALL_CHILDREN_ONLY or is_closed(module) or not torch.is_grad_enabled():
         return False
     return not isinstance(module, _FAST_PATHS) or any(p.requires_grad for p in module.parameters())
 
@@ -116,13 +120,16 @@ def kind_of(module: nn.Module) -> str:
 
 def role_of(module: nn.Module) -> str:
     """The part that a leaf module plays."""
-    kind: Any = type(module)
-    role: str = _class_role(kind)
-    if role:
-        return role
-    if isinstance(module, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)):
-        return "weight"  # also where parametrised: then the weight is no parameter of its own
-    return "weight" if any(p is not None and p.dim() >= 2 for p in module._parameters.values()) else "other"
+    role: str = _class_role(type(module))
+    return role or ("other" if weight_of(module) is None else "weight")
+
+
+def weight_of(module: nn.Module) -> torch.Tensor | None:
+    """The first parameter of a module with two axes or more."""
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.dim() >= 2:
+            return parameter
+    return None
 
 
 @cache

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradwell.probe.kinds import weak_cache
+
 _OURS = str(Path(__file__).parents[1])
 _LIBRARIES = tuple(
     {_OURS, str(Path(torch.__file__).parent), *(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib"))}
@@ -92,56 +94,93 @@ class Construction:
         return known[1] if known is not None and known[0]() is module else None
 
 
+class _Known:
+    """What is known of a module: its name, its root's, and the attribute by which a parent holds it."""
+
+    __slots__ = ("attribute", "name", "parent", "reference", "root", "source")
+
+    def __init__(self, module: nn.Module, name: str, root: str, parent: _Known | None, attribute: str) -> None:
+        self.reference = weakref.ref(module)
+        self.name, self.root, self.parent, self.attribute = name, root, parent, attribute
+        self.source: str | None = ""  # "" until it is asked for
+
+
 class Names:
     """Names and source lines of modules and parameters, worked out once for each root."""
 
     def __init__(self, construction: Construction | None = None) -> None:
         self.construction = construction
-        self._modules: dict[int, tuple[weakref.ref[nn.Module], str, str]] = {}
+        self._modules: dict[int, _Known] = {}
         self._parameters: dict[int, tuple[Any, str, str]] = {}
-        self._parents: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref[nn.Module], str]]
-        self._parents = weakref.WeakKeyDictionary()
-        self._roots: dict[int, str] = {}
-        self._sources: weakref.WeakKeyDictionary[nn.Module, str | None] = weakref.WeakKeyDictionary()
+        self._roots: list[tuple[weakref.ref[nn.Module], str]] = []
 
     def root(self, module: nn.Module, name: str | None = None, frame: FrameType | None = None) -> None:
         """Learn the names below a root; `name` None: the variable that holds it in the calling user frame."""
-        if id(module) in self._modules and self._modules[id(module)][0]() is module:
+        if self._known(module) is not None:
             return
         owner, prefix = module, name
         if prefix is None:
             owner, prefix = _holder(module, frame)
+        self._roots.append((weakref.ref(owner), prefix))
+        self._learn(owner, prefix)
+
+    def _learn_newcomers(self) -> None:
+        """Layers and parameters that known models have got since."""
+        for reference, prefix in self._roots:
+            owner = reference()
+            if owner is not None:
+                self._learn(owner, prefix)
+
+    def _learn(self, owner: nn.Module, prefix: str) -> None:
         title = type(owner).__name__ if prefix == "" else prefix
         seen: set[int] = set()
-        stack: list[tuple[nn.Module, str]] = [(owner, prefix)]
+        stack: list[tuple[nn.Module, str, _Known | None, str]] = [(owner, prefix, None, "")]
         while stack:
-            child, path = stack.pop()
+            child, path, parent, attribute = stack.pop()
             if id(child) in seen:
                 continue
             seen.add(id(child))
-            reference = weakref.ref(child)
-            if id(child) not in self._modules or self._modules[id(child)][0]() is not child:
-                self._modules[id(child)] = (reference, path or type(child).__name__, title)
+            known = self._known(child)
+            if known is None:
+                known = _Known(child, path or type(child).__name__, title, parent, attribute)
+                self._modules[id(child)] = known
+            elif known.parent is None and parent is not None:  # a layer that was called by itself before
+                known.parent, known.attribute, known.source = parent, attribute, ""
             dot = f"{path}." if path else ""
-            for attribute, parameter in child._parameters.items():
-                if parameter is not None:
-                    known = (weakref.ref(parameter), f"{dot}{attribute}", path)
-                    self._parameters.setdefault(id(parameter), known)
-            for attribute, grandchild in reversed(child._modules.items()):
+            for own, parameter in child._parameters.items():
+                if parameter is not None and id(parameter) not in self._parameters:
+                    self._parameters[id(parameter)] = (weakref.ref(parameter), dot + own, path)
+            for own, grandchild in reversed(child._modules.items()):
                 if grandchild is not None:
-                    self._parents.setdefault(grandchild, (reference, attribute))
-                    stack.append((grandchild, f"{dot}{attribute}"))
+                    stack.append((grandchild, dot + own, known, own))
+
+    def _known(self, module: nn.Module) -> _Known | None:
+        known = self._modules.get(id(module))
+        return known if known is not None and known.reference() is module else None
 
     def module(self, module: nn.Module) -> tuple[str, str]:
         """The name of a module and of its root; its class where no root holds it."""
-        known = self._modules.get(id(module))
-        if known is None or known[0]() is not module:
-            return type(module).__name__, ""
-        return known[1], known[2]
+        return self.place(module)[:2]
+
+    def place(self, module: nn.Module) -> tuple[str, str, str | None]:
+        """Name, root and source of a module."""
+        known = self._known(module)
+        if known is None and module._parameters:
+            self._learn_newcomers()
+            known = self._known(module)
+        if known is None:
+            return type(module).__name__, "", None if self.construction is None else self.construction.line(module)
+        if known.source == "":
+            line = None if self.construction is None else self.construction.line(module)
+            known.source = _assigned(known) if line is None else line
+        return known.name, known.root, known.source
 
     def parameter(self, tensor: Any) -> tuple[str, str]:
         """The name of a parameter and of the site that owns it; a bare tensor is looked up in the user's frames."""
         known = self._parameters.get(id(tensor))
+        if known is None and isinstance(tensor, nn.Parameter):
+            self._learn_newcomers()
+            known = self._parameters.get(id(tensor))
         if known is None or known[0]() is not tensor:
             name = _variable_of(tensor) or f"tensor{tuple(tensor.shape)}".replace(" ", "")
             known = (weakref.ref(tensor), name, name)
@@ -161,37 +200,37 @@ class Names:
         Noted at construction where that was watched; else the line of the assignment in the parent's class, when
         that class stands in the user's own file.
         """
-        if self.construction is not None:
-            line = self.construction.line(module)
-            if line is not None:
-                return line
-        if module not in self._sources:
-            self._sources[module] = self._assigned(module)
-        return self._sources[module]
+        return self.place(module)[2]
 
-    def _assigned(self, module: nn.Module) -> str | None:
-        """The line where an ancestor's class assigns the attribute that leads to the module."""
-        seen = 0
-        child = module
-        while seen < 32 and child in self._parents:
-            holder, attribute = self._parents[child]
-            parent = holder()
-            if parent is None:
-                return None
-            owner: Any = type(parent)
-            line = _assignment_line(owner, attribute)
-            if line is not None:
-                return line
-            child, seen = parent, seen + 1
+
+def _assigned(known: _Known) -> str | None:
+    """The line where an ancestor's class assigns the attribute that leads to a module."""
+    for _ in range(32):
+        parent = None if known.parent is None else known.parent.reference()
+        if known.parent is None or parent is None:
+            break
+        line = _assignment_line(type(parent), known.attribute)
+        if line is not None:
+            return line
+        known = known.parent
+    return None
+
+
+@weak_cache
+def _lines_of(owner: Any) -> dict[str, str | None] | None:
+    """Lines by attribute, filled when asked for; None for a class that does not stand in the user's own file."""
+    try:
+        filename = inspect.getsourcefile(owner)
+    except (OSError, TypeError):
         return None
-
-
-_lines_of: weakref.WeakKeyDictionary[Any, dict[str, str | None]] = weakref.WeakKeyDictionary()
+    return {} if filename is not None and _is_users(filename) else None
 
 
 def _assignment_line(owner: Any, attribute: str) -> str | None:
     """`file:line` of `self.attribute = ...` in a class of the user's own file, None where there is none."""
-    known = _lines_of.setdefault(owner, {})  # weak: a class that was made at run time may hold the model
+    known: dict[str, str | None] | None = _lines_of(owner)
+    if known is None:
+        return None
     if attribute not in known:
         known[attribute] = _find_assignment(owner, attribute)
     return known[attribute]
@@ -199,9 +238,7 @@ def _assignment_line(owner: Any, attribute: str) -> str | None:
 
 def _find_assignment(owner: Any, attribute: str) -> str | None:
     try:
-        filename = inspect.getsourcefile(owner)
-        if filename is None or not _is_users(filename):
-            return None
+        filename = inspect.getsourcefile(owner) or ""
         lines, first = inspect.getsourcelines(owner)
         tree = ast.parse(textwrap.dedent("".join(lines)))
     except (OSError, TypeError, SyntaxError):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +27,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     flags = [p.requires_grad for p in parameters]
     buffers = [(m, n, b, b.detach().clone()) for m in modules for n, b in m._buffers.items() if b is not None]
     hooks = [(h, dict(h)) for p in parameters if (h := p._post_accumulate_grad_hooks)]
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
     python_state = random.getstate()
-    devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+    devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
+    with _numpy_restored(), torch.random.fork_rng(devices=devices):
         for p in parameters:
             p.grad = None
         for held, _ in hooks:  # an optimizer inside the backward would step
@@ -38,7 +38,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
+                if module.training is not mode:  # setting an attribute of a module is slow
+                    module.training = mode
             for p, grad, flag in zip(parameters, grads, flags, strict=True):
                 p.grad = grad
                 p.requires_grad_(flag)
@@ -50,8 +51,35 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for held, content in hooks:
                 held.update(content)
             random.setstate(python_state)
-            if numpy is not None and numpy_state is not None:
-                numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def _numpy_restored() -> Iterator[None]:
+    """Afterwards numpy's global generator is as before.
+
+    To set its state is slow, so that it is done only where the generator has moved: each draw changes its memory, but
+    for a normal number that was drawn in advance (`has_gauss`).
+    """
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        yield
+        return
+    generator = numpy.random.mtrand._rand
+    state = generator.get_state(legacy=False)
+    before = _memory(generator)
+    try:
+        yield
+    finally:
+        if before is None or state["has_gauss"] or _memory(generator) != before:
+            generator.set_state(state)
+
+
+def _memory(generator: Any) -> bytes | None:
+    """The raw state of a Mersenne twister: 624 words and a position; None for another generator."""
+    bits = generator._bit_generator
+    if type(bits).__name__ != "MT19937":
+        return None
+    return ctypes.string_at(bits.ctypes.state_address, 625 * 4)
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

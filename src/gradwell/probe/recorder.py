@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import platform
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -14,15 +14,19 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gradwell.measure.units import twin_fraction
+from gradwell.measure.units import may_have_twins, twin_fraction
 from gradwell.probe import sizes
 from gradwell.probe.backward import Backward
 from gradwell.probe.names import Names
 from gradwell.probe.tape import Visit
 from gradwell.records.numbers import log10
-from gradwell.records.run import PARAM_COLUMNS, SITE_COLUMNS, Header, OptimizerInfo, Param, Site, Step
+from gradwell.records.run import PARAM_COLUMNS, Column, Header, OptimizerInfo, Param, Site, Step
 
 _TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+
+_BIG = 1e-3
+"""Above that a gradient is far from the smallest number of every format."""
 
 
 class Weights:
@@ -75,6 +79,12 @@ class Recorder:
         if not any(known is optimizer for known in self.optimizers):
             self._optimizers.append((weakref.ref(optimizer), optimizer_info(optimizer)))
 
+    def number_of(self, optimizer: torch.optim.Optimizer) -> int:
+        """The optimizer's place in the header, 0 where it is not known."""
+        if len(self._optimizers) < 2:
+            return 0
+        return next((n for n, (reference, _) in enumerate(self._optimizers) if reference() is optimizer), 0)
+
     def add_parameters(self, tensors: Iterable[Tensor]) -> None:
         """Make parameters known, in the order in which they are first seen."""
         groups = {
@@ -120,16 +130,13 @@ class Recorder:
         scale = loss_scale or 1.0
         visits = backward.visits
         index = [self._index(i, visit) for i, visit in enumerate(visits)]
-        columns: dict[str, list[float | None]] = {name: [None] * len(self.sites) for name in SITE_COLUMNS}
-        root_batch = math.sqrt(max(self._batch(backward), 1)) * scale
-        for i, visit in enumerate(visits):
-            on_ledger = backward.source is not None and i != backward.source and i not in backward.beyond
-            for name, value in _site_row(visit, root_batch, on_ledger=on_ledger).items():
-                columns[name][index[i]] = value
+        columns = _site_columns(backward, math.sqrt(max(self._batch(backward), 1)) * scale)
+        if index != list(range(len(self.sites))):
+            columns = {name: _placed(values, index, len(self.sites)) for name, values in columns.items()}
         total = None
         if backward.source is not None and backward.output is not None and backward.source != backward.output:
             total = _gain(visits[backward.source].delta, visits[backward.output].delta)
-        params, norm = self._param_columns(scale)
+        params, norm = self._param_columns(scale, backward.weight_norms)
         return Step(
             step=number,
             loss=None if loss is None else loss / scale,
@@ -142,6 +149,8 @@ class Recorder:
             input_rms=backward.input_rms,
             input_mean=backward.input_mean,
             lags={name: list(profile) for name, profile in backward.lags.items()},
+            heard={name: list(column) for name, column in backward.heard.items()},
+            links={name: list(column) for name, column in backward.links.items()},
             sites=columns,
             params=params,
             **scalars,
@@ -167,20 +176,23 @@ class Recorder:
         shape = backward.visits[backward.output].out_shape
         return shape[0] if len(shape) > 1 else 1
 
-    def _param_columns(self, scale: float) -> tuple[dict[str, list[float | None]], float | None]:
-        columns: dict[str, list[float | None]] = {name: [None] * len(self._tensors) for name in PARAM_COLUMNS}
+    def _param_columns(self, scale: float, known: Mapping[int, float]) -> tuple[dict[str, Column], float | None]:
+        length = len(self._tensors)
+        columns: dict[str, Column] = {name: [None] * length for name in PARAM_COLUMNS}
+        weight_rms, grad_rms = columns["weight_rms"], columns["grad_rms"]
         alive = [(i, tensor) for i, tensor in enumerate(self.tensors) if tensor is not None]
-        weights = sizes.l2_all([tensor.detach() for _, tensor in alive])
-        with_grad = [(i, tensor.grad) for i, tensor in alive if tensor.grad is not None]
-        norms = [norm / scale for norm in sizes.l2_all([g.detach() for _, g in with_grad])]
-        for (i, tensor), norm in zip(alive, weights, strict=True):
-            columns["weight_rms"][i] = norm / math.sqrt(max(tensor.numel(), 1))
-        for (i, grad), norm in zip(with_grad, norms, strict=True):
-            rms = norm / math.sqrt(max(grad.numel(), 1))
-            columns["grad_rms"][i] = rms
+        rest = [tensor for _, tensor in alive if id(tensor) not in known]
+        weights = {**known, **dict(zip(map(id, rest), sizes.l2_all(rest), strict=True))}
+        with_grad = [(i, tensor, grad) for i, tensor in alive if (grad := tensor.grad) is not None]
+        norms = [norm / scale for norm in sizes.l2_all([grad for _, _, grad in with_grad])]
+        for i, tensor in alive:
+            weight_rms[i] = weights[id(tensor)] / math.sqrt(tensor.numel() or 1)
+        for (i, _, grad), norm in zip(with_grad, norms, strict=True):
+            grad_rms[i] = rms = norm / math.sqrt(grad.numel() or 1)
             columns["grad_nonfinite"][i] = sizes.nonfinite_count(grad, norm)
-            columns["grad_underflow_frac"][i] = _underflow(grad, rms)
-            columns["twin_frac"][i] = _twins(self._tensors[i](), grad)
+            columns["grad_underflow_frac"][i] = 0.0 if _BIG < rms < math.inf else _underflow(grad, rms)
+        for i, share in _twins(with_grad):
+            columns["twin_frac"][i] = share
         return columns, math.hypot(*norms) if norms else None
 
 
@@ -211,34 +223,49 @@ def _underflow(grad: Tensor, rms: float) -> float:
     return float((grad.detach().abs() < tiny).double().mean().item())
 
 
-def _twins(weight: Tensor | None, grad: Tensor) -> float | None:
-    """Share of the rows of a weight that are twins; None for what has no rows to compare."""
+def _twins(pairs: Sequence[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float]]:
+    """(index, share of the rows that are twins) of the (index, weight, gradient) that have rows to compare."""
+    found = [(i, sizes.as_array(sizes.rows(weight)), grad) for i, weight, grad in pairs if _has_rows(weight, grad)]
+    may = may_have_twins([rows[:, 0] for _, rows, _ in found])
+    for (i, rows, grad), possible in zip(found, may, strict=True):
+        yield i, twin_fraction(rows, sizes.as_array(sizes.rows(grad))) if possible else 0.0
+
+
+def _has_rows(weight: Tensor, grad: Tensor) -> bool:
+    if weight.dim() < 2 or len(weight) < 2 or not weight.is_floating_point() or not weight.numel():
+        return False
     plain = type(weight) in (Tensor, torch.nn.Parameter) and type(grad) is Tensor and not grad.is_sparse
-    if weight is None or not plain or grad.shape != weight.shape or not weight.is_floating_point():
-        return None
-    if weight.dim() < 2 or len(weight) < 2 or weight.numel() == 0:
-        return None
-    parts = [sizes.as_array(sizes.rows(tensor)) for tensor in (weight, grad)]
-    return twin_fraction(*parts)
+    return plain and grad.shape == weight.shape
 
 
-def _site_row(visit: Visit, root_batch: float, *, on_ledger: bool) -> dict[str, float | None]:
-    stats = visit.stats
-    active = visit.role == "activation"
-    gain = _gain(visit.left, visit.delta) if on_ledger else None
+def _site_columns(backward: Backward, root_batch: float) -> dict[str, Column]:
+    """The columns over the visits of one backward, in their order."""
+    visits, source, beyond = backward.visits, backward.source, backward.beyond
+    gains = [
+        _gain(v.left, v.delta) if source is not None and i != source and i not in beyond else None
+        for i, v in enumerate(visits)
+    ]
     return {
-        "act_rms": None if visit.size is None else visit.size / math.sqrt(max(visit.numel, 1)),
-        "act_mean": stats.get("mean"),
-        "delta_norm": None if visit.delta is None else visit.delta / root_batch,
-        "zero_frac": stats.get("zero"),
-        "dead_frac": stats.get("dead"),
-        "saturated_frac": stats.get("saturated") if active else None,
-        "nonfinite": None if visit.nonfinite is None else float(visit.nonfinite),
-        "spread": stats.get("spread"),
-        "leaf_gain": gain,
-        "isotropic": visit.isotropic if gain is not None else None,
-        "flow": visit.flow,
+        "act_rms": [None if v.size is None else v.size / math.sqrt(max(v.numel, 1)) for v in visits],
+        "act_mean": [v.mean for v in visits],
+        "delta_norm": [None if v.delta is None else v.delta / root_batch for v in visits],
+        "zero_frac": [v.zero for v in visits],
+        "dead_frac": [v.dead for v in visits],
+        "saturated_frac": [v.saturated for v in visits],
+        "nonfinite": [None if v.nonfinite is None else float(v.nonfinite) for v in visits],
+        "spread": [v.spread for v in visits],
+        "leaf_gain": gains,
+        "isotropic": [None if gain is None else v.isotropic for v, gain in zip(visits, gains, strict=True)],
+        "flow": [v.flow for v in visits],
     }
+
+
+def _placed(values: Column, index: Sequence[int], length: int) -> Column:
+    """A column in the run's order of sites."""
+    column: Column = [None] * length
+    for i, value in zip(index, values, strict=True):
+        column[i] = value
+    return column
 
 
 def _gain(left: float | None, arrived: float | None) -> float | None:

@@ -23,16 +23,19 @@ SAMPLE = 2_048
 """Elements of a site that unit statistics look at, at most."""
 ROWS = 256
 """Units and inputs of a weight that are compared in search of twins, at most."""
+SMALL = 16_384
+"""Elements of a tensor that is cheaper to keep for a while, to be measured with others, than to measure at once."""
+_SEEN_BY_NUMPY = (torch.float32, torch.float64)
 _SAFE_LOW, _SAFE_HIGH = 1e-12, 1e15
 _FEWEST = 16  # units that a sample keeps before it thins the batch
 
 
-def _in_memory(tensor: Tensor) -> Array | None:
+def in_memory(tensor: Tensor) -> Array | None:
     """The tensor's own memory as an array, None for what numpy cannot see."""
-    if tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu" and not tensor.is_sparse:
+    if tensor.dtype in _SEEN_BY_NUMPY and tensor.is_cpu:
         try:
-            array: Array = tensor.detach().numpy()
-        except (RuntimeError, TypeError):  # nested tensors, subclasses, the negative bit of a conjugate's .imag
+            array: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+        except (RuntimeError, TypeError):  # nested, sparse, subclasses, the negative bit of a conjugate's .imag
             return None
         return array
     return None
@@ -40,20 +43,21 @@ def _in_memory(tensor: Tensor) -> Array | None:
 
 def l2(tensor: Tensor) -> float:
     """The L2 norm as a float: float32 speed where that is exact, float64 where squares under- or overflow."""
-    return _l2(tensor, _in_memory(tensor))
+    return l2_of(tensor, in_memory(tensor))
 
 
 def l2_and_sample(tensor: Tensor) -> tuple[float, Sample]:
     """`l2` and `sample` of one tensor, with one look at its memory."""
-    array = _in_memory(tensor)
-    return _l2(tensor, array), _sample(tensor.detach() if array is None else array)
+    array = in_memory(tensor)
+    taken = _thinned(tensor.detach() if array is None else array)
+    return l2_of(tensor, array), taken.clone() if array is None else taken.copy()
 
 
-def _l2(tensor: Tensor, array: Array | None) -> float:
+def l2_of(tensor: Tensor, array: Array | None) -> float:
+    """`l2` of a tensor whose memory has been looked at."""
     if array is not None:
         flat = array.ravel("K")
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is taken again in float64
-            norm = math.sqrt(float(flat.dot(flat)))
+        norm = math.sqrt(np.vdot(flat, flat))  # `dot` would warn where it overflows
         if _SAFE_LOW < norm < _SAFE_HIGH:
             return norm
     return _wide_l2(tensor.detach())
@@ -93,11 +97,10 @@ def sample(tensor: Tensor) -> Sample:
     Units are channels (axis 1) for images and volumes, the last axis otherwise. The copy is taken at once, since
     the next in-place operation would overwrite the values (PITFALLS P20).
     """
-    array = _in_memory(tensor)
-    return _sample(tensor.detach() if array is None else array)
+    return l2_and_sample(tensor)[1]
 
 
-def _sample(view: Any) -> Sample:
+def _thinned(view: Any) -> Any:
     if view.ndim < 2:
         view = view.reshape(-1, 1)
     slices = _slices(tuple(view.shape))
@@ -109,7 +112,7 @@ def _sample(view: Any) -> Sample:
         pass
     else:
         view = view.reshape(*view.shape[:2], -1).swapaxes(1, 2)
-    return np.array(view) if isinstance(view, np.ndarray) else view.clone()
+    return view
 
 
 @lru_cache(maxsize=4096)
@@ -129,7 +132,7 @@ def _slices(shape: tuple[int, ...]) -> tuple[slice, ...] | None:
     return tuple(slice(None, None, step) for step in steps) if max(steps) > 1 else None
 
 
-def dead_fraction(tensor: Tensor) -> float:
+def dead_fraction(tensor: Tensor, norm: float) -> float:
     """Share of the units that are exactly 0 for every sample and position; all elements are looked at.
 
     A sample would not do: of a layer with 90 % dead units one in five samples of 16 units shows none alive.
@@ -139,29 +142,48 @@ def dead_fraction(tensor: Tensor) -> float:
     values = tensor.detach()
     if not others or not values.numel():
         return 1 - int(values.count_nonzero()) / max(values.numel(), 1)
+    array = in_memory(values) if units == values.dim() - 1 and norm < _SAFE_HIGH else None
+    if array is not None:
+        rows = array.reshape(-1, array.shape[-1])
+        # A sum with random weights is 0 for zeros only; weights from 1 on lose no element however small.
+        alive = int(np.count_nonzero(_random_weights(len(rows), rows.dtype) @ rows))
+        return 1 - alive / rows.shape[1]
     off = values.amax(others) == 0  # ReLU and its kin are never negative, hardswish is
     if not off.any():
         return 0.0
     return int((off & (values.amin(others) == 0)).count_nonzero()) / off.numel()
 
 
+@lru_cache(maxsize=64)
+def _random_weights(length: int, dtype: Any) -> Array:
+    return np.random.default_rng(0).uniform(1, 2, length).astype(dtype)
+
+
 def flat_sample(tensor: Tensor) -> Sample:
     """A copy of at most `SAMPLE` elements in a fixed stride: two tensors of one shape give matching elements."""
-    array = _in_memory(tensor)
-    step = max(-(-tensor.numel() // SAMPLE), 1)
+    array = in_memory(tensor)
     if array is not None:
-        return array.reshape(-1)[::step].copy() if array.flags.c_contiguous else array.flat[::step]
+        copied: Array = thinned_flat(array).copy()
+        return copied
+    step = max(-(-tensor.numel() // SAMPLE), 1)
     flat = tensor.detach().values() if tensor.is_nested else tensor.detach()
     return flat.reshape(-1)[::step].clone()
 
 
+def thinned_flat(array: Array) -> Array:
+    """What `flat_sample` takes from an array, not always copied."""
+    step = max(-(-array.size // SAMPLE), 1)
+    thin: Array = array.reshape(-1)[::step] if array.flags.c_contiguous else array.flat[::step]
+    return thin
+
+
 def rows(tensor: Tensor) -> Sample:
     """At most `ROWS` x `ROWS` elements of a weight as (units M, inputs N), evenly spaced; a view where that is free."""
-    flat = tensor.detach().flatten(1)
-    steps = [-(-length // ROWS) for length in flat.shape]
-    thin = flat[:: max(steps[0], 1), :: max(steps[1], 1)]
-    array = _in_memory(thin)
-    return thin if array is None else array
+    array = in_memory(tensor)
+    flat = tensor.detach().flatten(1) if array is None else array.reshape(len(array), -1)
+    steps = [-(-length // ROWS) or 1 for length in flat.shape]
+    thin: Sample = flat if steps == [1, 1] else flat[:: steps[0], :: steps[1]]
+    return thin
 
 
 def as_array(values: Sample) -> Array:

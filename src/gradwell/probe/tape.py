@@ -8,8 +8,11 @@ alive but small samples: a call remembers sequence numbers, not tensors. Full ba
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache
 from threading import get_ident
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,9 +25,13 @@ from torch.utils._pytree import tree_leaves
 from gradwell.probe import kinds, sizes
 from gradwell.probe.graph import Edge, Key, key_of
 from gradwell.probe.names import Names, user_line
+from gradwell.probe.recurrent import some_samples
 
 MAX_CALLS = 20_000
 """Calls on one tape at most; a loop that runs a model for ever without a backward must not fill the memory."""
+
+MOST_WAITING = 256
+"""Small outputs that wait to be measured together, at most: 16 MiB of them."""
 
 Handle = tuple[Key, Key | None]
 """Where a tensor lives in the graph: its own key, and its base's where it is a view (see `handle_of`)."""
@@ -35,31 +42,41 @@ class Visit:
 
     call = 0
     turn = 0  # which call of an outermost module this belongs to
+    thread: int | None = None  # sequence numbers are counted in each thread
     weight: Tensor | None = None
     gain: Tensor | None = None  # of a normalisation
     fan_in: int | None = None
     fan_out: int | None = None
     out_shape: tuple[int, ...] = ()
     numel = 0
+    where_in: Sequence[Handle] = ()
+    where_out: Sequence[Handle] = ()
     size: float | None = None  # L2 norm of the output
+    fed: Tensor | None = None  # some samples of a recurrent cell's input
     nonfinite: int | None = None
     values: sizes.Sample | None = None  # sample (B, P, U) of the output
+    mean: float | None = None
+    zero: float | None = None
+    dead: float | None = None
+    spread: float | None = None
     # Filled by the backward half:
+    inputs: Collection[Key] = ()
+    outputs: Sequence[Key] = ()
+    exits: Sequence[Edge] = ()
     delta: float | None = None  # L2 norm of dLoss/d(output)
     left: float | None = None  # L2 norm of the gradient that this call sends to its input
+    passes = False  # it returns its input: nn.Identity, dropout in eval mode
+    waits = False  # its dLoss/d(output) is small and is kept until the end of the backward
+    arrived: Tensor | None = None
+    array: sizes.Array | None = None  # its memory
     entered: sizes.Sample | None = None  # sample of dLoss/d(output)
     ratio: sizes.Sample | None = None  # sample of the gradient sent on / gradient arrived
+    saturated: float | None = None
     isotropic: float | None = None  # log10 gain for a random cotangent
     flow: float | None = None
 
     def __init__(self, name: str, kind: str, role: str, *, root: str = "", source: str | None = None) -> None:
         self.name, self.kind, self.role, self.root, self.source = name, kind, role, root, source
-        self.where_in: list[Handle] = []
-        self.where_out: list[Handle] = []
-        self.inputs: set[Key] = set()
-        self.outputs: list[Key] = []
-        self.exits: list[Edge] = []
-        self.stats: dict[str, float] = {}
 
 
 class Given:
@@ -67,7 +84,7 @@ class Given:
 
     def __init__(self, rms: float | None = None, mean: float | None = None) -> None:
         self.rms, self.mean = rms, mean
-        self.recurrent: dict[str, tuple[nn.RNNBase, tuple[Any, ...]]] = {}
+        self.recurrent: dict[str, tuple[nn.RNNBase, tuple[Any, ...], Visit]] = {}
 
 
 class _Frame:
@@ -96,6 +113,7 @@ class Tape:
         self._problem: Exception | None = None
         self._handles: list[Any] = []
         self._functions = _Functions(self)
+        self._waiting: list[tuple[Visit, Tensor, int]] = []  # with the version of the output
 
     @property
     def running(self) -> bool:
@@ -115,6 +133,11 @@ class Tape:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.measure()
+        self.reset_stack()
+
+    def reset_stack(self) -> None:
+        """Forget the calls in flight: torch calls no hook when an interrupt passes, and a script may survive one."""
         self._stack, self._hidden = [], 0
         self._functions.take_out()
 
@@ -124,7 +147,9 @@ class Tape:
         So a generator's forward pass waits for its own backward while the judge's goes first, and an evaluation with
         gradients on does not count as a call.
         """
-        turns = {visit.turn for visit in self.visits if reached(visit)}
+        here = get_ident()
+        own = [visit for visit in self.visits if visit.thread == here]
+        turns = {visit.turn for visit in own or self.visits if reached(visit)}
         taken = [visit for visit in self.visits if visit.turn in turns]
         self.visits = [visit for visit in self.visits if visit.turn not in turns]
         return taken
@@ -140,6 +165,13 @@ class Tape:
         """Forget all calls."""
         self.visits, self.given = [], {}
 
+    def measure(self) -> None:
+        """Measure the small outputs that wait: many at once cost half. What was overwritten meanwhile stays unknown."""
+        waiting, self._waiting = self._waiting, []
+        for visit, output, version in waiting:
+            if output._version == version:
+                _measure(visit, output)
+
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """The instrument never harms the patient: an exception of ours ends the recording, not the training."""
 
@@ -147,8 +179,9 @@ class Tape:
             if _is_transformed():
                 return
             try:
-                self._tell()
-                with torch._C.DisableTorchFunction():  # our own mode must not see our own work
+                if self._problem is not None:
+                    self._tell()
+                with _without_modes():  # our own mode must not see our own work
                     hook(*args)
             except Exception as problem:
                 self.stop()
@@ -165,29 +198,37 @@ class Tape:
             raise problem
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not self._stack:
+        stack = self._stack
+        if not stack:
             self._thread = get_ident()  # other threads may call models meanwhile; modes and graphs are per thread
         elif self._thread != get_ident():
             return
+        elif stack[0].module is module and not _is_within_itself(module):
+            self.reset_stack()
+            stack = self._stack
         if self._hidden or isinstance(module, ParametrizationList):
             self._hidden += 1  # how a layer's weight is made is the layer's own business
             return
-        if self._stack:
-            self._stack[-1].container = True
+        if stack:
+            stack[-1].container = True
         else:
             self.names.root(module)
             self._turn += 1
+        if self._waiting and module.__dict__.get("inplace"):
+            self.measure()
         inputs: list[Handle] = []
         shape: tuple[int, ...] = ()
-        for value in args if all(isinstance(a, Tensor) for a in args) else tree_leaves(args):
+        for value in args if len(args) == 1 and isinstance(args[0], Tensor) else tree_leaves(args):
             if isinstance(value, Tensor):
-                if not self._stack:
+                if not stack:
                     self._look_at_input(value)
                 shape = shape or tuple(value.shape)
                 if value.requires_grad:
                     inputs += handle_of(value)
-        self._stack.append(_Frame(module, inputs, shape))
-        self._functions.set(on=self._stack[-1].open)
+        frame = _Frame(module, inputs, shape)
+        stack.append(frame)
+        if frame.open is not self._functions.open:
+            self._functions.set(on=frame.open)
 
     def _look_at_input(self, value: Tensor) -> None:
         """The first floating tensor that an outermost module is given; leaves among the inputs are no parameters."""
@@ -205,30 +246,41 @@ class Tape:
             self._hidden -= 1
             return
         frame = None
-        while self._stack:  # an exception may have skipped the hooks of inner modules
-            frame = self._stack.pop()
+        stack = self._stack
+        while stack:  # an exception may have skipped the hooks of inner modules
+            frame = stack.pop()
             if frame.module is module:
                 break
-        self._functions.set(on=bool(self._stack) and self._stack[-1].open)
+        on = bool(stack) and stack[-1].open
+        if on is not self._functions.open:
+            self._functions.set(on=on)
+        if not stack:
+            self.measure()
         if frame is None or frame.module is not module or frame.container:
             return
         tensors = _with_gradient(output)
         if not tensors or self._unwanted():
             return
-        name, root = self.names.module(module)
-        visit = Visit(name, kinds.kind_of(module), kinds.role_of(module), root=root, source=self.names.source(module))
+        name, root, source = self.names.place(module)
+        visit = Visit(name, kinds.kind_of(module), kinds.role_of(module), root=root, source=source)
         if visit.role == "weight":
-            visit.weight = next((p for p in module._parameters.values() if p is not None and p.dim() >= 2), None)
+            visit.weight = kinds.weight_of(module)
         elif visit.role == "norm":
             visit.gain = module._parameters.get("weight")
         self._note(visit, frame.inputs, tensors, frame.shape)
-        if isinstance(module, nn.RNNBase) and args:
-            self.given.setdefault(self._turn, Given()).recurrent.setdefault(name, (module, args))
+        if visit.role == "other" and args:
+            self._note_recurrent(visit, module, args)
+
+    def _note_recurrent(self, visit: Visit, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if isinstance(module, nn.RNNBase):
+            self.given.setdefault(self._turn, Given()).recurrent.setdefault(visit.name, (module, args, visit))
+        elif isinstance(module, nn.RNNCellBase):
+            visit.fed = some_samples(args[0])
 
     def function(self, name: str, source: Tensor, inputs: list[Handle], output: Any) -> None:
         """A functional activation, seen by the mode while a module runs."""
         frame = self._stack[-1] if self._stack else None
-        if frame is None:
+        if frame is None or not frame.open:  # another mode on top of ours has kept it on inside a leaf
             return
         tensors = _with_gradient(output)
         if not tensors or self._unwanted():
@@ -244,54 +296,89 @@ class Tape:
         return len(self.visits) >= MAX_CALLS or torch._C._current_graph_task_id() != -1
 
     def _note(self, visit: Visit, inputs: list[Handle], tensors: list[Tensor], in_shape: tuple[int, ...]) -> None:
-        visit.turn = self._turn
+        visit.turn, visit.thread = self._turn, self._thread
         output = tensors[0].detach()
         if output.is_nested:
             output = output.values()
-        visit.out_shape = tuple(output.shape)
+        visit.out_shape = shape = tuple(output.shape)
         visit.numel = output.numel()
-        if in_shape and visit.out_shape:
-            axis = 1 if len(in_shape) >= 4 else -1
-            visit.fan_in, visit.fan_out = in_shape[axis], visit.out_shape[axis if len(visit.out_shape) >= 4 else -1]
-        if output.dim() == 0:
+        if not shape:
             visit.role = "loss"
+        elif in_shape:
+            axis = 1 if len(in_shape) >= 4 else -1
+            visit.fan_in, visit.fan_out = in_shape[axis], shape[axis if len(shape) >= 4 else -1]
         visit.where_in = inputs
-        visit.where_out = [handle for tensor in tensors for handle in handle_of(tensor)]
-        if visit.numel:
-            visit.size, visit.values = sizes.l2_and_sample(output)
-            visit.nonfinite = sizes.nonfinite_count(output, visit.size)
-            if visit.role == "activation" and output.dim() > 0 and kinds.can_die(visit.kind):
-                visit.stats["dead"] = sizes.dead_fraction(output)
+        visit.where_out = handle_of(tensors[0]) if len(tensors) == 1 else [h for t in tensors for h in handle_of(t)]
         self.visits.append(visit)
+        if not visit.numel:
+            return
+        if not self._stack or visit.numel > sizes.SMALL or len(self._waiting) >= MOST_WAITING:
+            _measure(visit, output)
+        else:  # inside an outermost call what overwrites it is seen before it does
+            self._waiting.append((visit, output, output._version))
+
+
+def _measure(visit: Visit, output: Tensor) -> None:
+    """Size and statistics of one output."""
+    visit.size, visit.values = sizes.l2_and_sample(output)
+    visit.nonfinite = sizes.nonfinite_count(output, visit.size)
+    if visit.role == "activation" and visit.out_shape and kinds.can_die(visit.kind):
+        visit.dead = sizes.dead_fraction(output, visit.size)
+
+
+_without_modes = torch._C.DisableTorchFunction
+_level = torch._C._functorch.maybe_current_level
+_is_compiling = torch.compiler.is_compiling
+
+
+def _first_of_ours() -> int:
+    """Where the modes of tapes begin that lie on top of the stack without a stranger between them."""
+    height: int = torch._C._len_torch_function_stack()
+    while height and isinstance(torch._C._get_function_stack_at(height - 1), _Functions):
+        height -= 1
+    return height
+
+
+def _is_within_itself(module: nn.Module) -> bool:
+    """Whether a module that is being called runs already, further up the stack of this thread."""
+    calls = 0
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and calls < 2:
+        calls += frame.f_code.co_name == "_call_impl" and frame.f_locals.get("self") is module
+        frame = frame.f_back
+    return calls > 1
 
 
 class _Functions(TorchFunctionMode):
     """Sees the functional activations while a module's own forward runs.
 
     Pushed and popped by the module hooks; off inside torch's own leaves, where the module is the site. It is popped
-    only while it lies on top: a mode that the user's forward has pushed since (`torch.device`) is left alone.
+    only while it lies on top, or below those of other tapes: a mode that the user's forward has pushed since
+    (`torch.device`) is left alone.
     """
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self._tape = tape
         self._known = kinds.functional_activations()
-        self._open = False
+        self.open = False
 
     def set(self, *, on: bool) -> None:
         """Push or pop, where that is a change."""
-        if on == self._open:
+        if on == self.open:
             return
         if on:
             super().__enter__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self._open = True
+            self.open = True
         elif (height := torch._C._len_torch_function_stack()) and torch._C._get_function_stack_at(height - 1) is self:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self._open = False
+            self.open = False
+        elif any(torch._C._get_function_stack_at(i) is self for i in range(_first_of_ours(), height)):
+            self.take_out()
 
     def take_out(self) -> None:
         """Leave the stack for good, also from below a mode that the user's forward has pushed since."""
-        self._open = False
+        self.open = False
         above: list[Any] = []
         while torch._C._len_torch_function_stack():
             mode = _pop_mode()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -303,25 +390,39 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._tape._waiting and _overwrites(func, args, kwargs):
+            with _without_modes():
+                self._tape.measure()
         name = self._known.get(func)
         if name is None:
             return func(*args, **kwargs)
         source = args[0] if args else kwargs.get("input")
         if not isinstance(source, Tensor) or self._tape._problem is not None or _is_transformed():
             return func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():  # the user's own modes must not see our own work
+        with _without_modes():  # the user's own modes must not see our own work
             inputs = handle_of(source) if source.requires_grad else []
         output = func(*args, **kwargs)
         try:
-            with torch._C.DisableTorchFunction():
+            with _without_modes():
                 self._tape.function(name, source, inputs, output)
         except Exception as problem:  # torch has taken this mode off the stack meanwhile: the next hook tells it
             self._tape._problem = problem
         return output
 
 
+def _overwrites(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """True for a call that may write to one of its arguments: `x.add_(y)`, `x += y`, `x[0] = y`, `inplace=True`."""
+    return _is_in_place(func) or any(a is True for a in args) or "out" in kwargs or bool(kwargs.get("inplace"))
+
+
+@cache
+def _is_in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name.startswith("__i") or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
 def _is_transformed() -> bool:
-    return bool(torch.compiler.is_compiling()) or torch._C._functorch.maybe_current_level() is not None
+    return _level() is not None or _is_compiling()
 
 
 def handle_of(tensor: Tensor) -> list[Handle]:

@@ -40,6 +40,16 @@ PARAM_COLUMNS = ("weight_rms", "grad_rms", "update_rms", "grad_nonfinite", "grad
 weight's rows (units) that another row equals in weight and in gradient."""
 
 
+DEEP_SITE_COLUMNS = ("path_flow", "chi", "random_gain", "forward_gain", "rank")
+"""Columns over the sites at level deep. `path_flow`: mean flow along the Aumann-Shapley path (`measure.attribution`).
+`chi`: |J^T v|^2 / |v|^2 of this call alone for a random v, a fresh one at each site. `random_gain`: log10 |v here| /
+|v at the output| of a random gradient that is sent into the model's output. `forward_gain`: log10 of the RMS of what a
+small random change of the deepest site's output becomes here, over its own. `rank`: participation ratio of the outputs
+(`measure.spectrum`)."""
+DEEP_PARAM_COLUMNS = ("gsnr",)
+"""Columns over the parameters at level deep. `gsnr`: |E g|^2 / Var g of the gradient of one sample."""
+
+
 class Site(msgspec.Struct, frozen=True):
     """A place where dLoss/d(output) is measured: one call of a leaf module or of a functional activation.
 
@@ -84,7 +94,7 @@ class OptimizerInfo(msgspec.Struct, frozen=True):
         return any(word in name for word in ("adam", "rms", "adagrad", "adadelta", "lion", "rprop", "sign", "lamb"))
 
 
-class Header(msgspec.Struct, frozen=True):
+class Header(msgspec.Struct, frozen=True, weakref=True):
     """Line 1 of a run: the tool, the machine, the sites and the parameters."""
 
     tool: str
@@ -105,14 +115,37 @@ class Header(msgspec.Struct, frozen=True):
 Column = list[float | None]
 
 
-class Step(msgspec.Struct, frozen=True):
+class Deep(msgspec.Struct, frozen=True):
+    """What level deep measures of a step as a whole; null was not measured, and `not_measured` says why.
+
+    Decades, log10 |delta at the source| / |delta at the output|: `wiring` of a net in which every layer has gain 1;
+    `rest` of the quadrature over `nodes` nodes, so that wiring + sum of path_flow * leaf_gain + rest is the total;
+    `random_total` of a random gradient that is sent into the model's output, `alignment` what the loss's own gradient
+    has more than that.
+    `hidden_rank`: participation ratio of what the output layer takes in, `hidden_rank_most` the largest possible.
+    """
+
+    wiring: float | None = None
+    rest: float | None = None
+    nodes: int | None = None
+    random_total: float | None = None
+    alignment: float | None = None
+    hidden_rank: float | None = None
+    hidden_rank_most: int | None = None
+    not_measured: dict[str, str] = {}
+
+
+class Step(msgspec.Struct, frozen=True, weakref=True):
     """One sampled step. `sites` and `params` map a column's name to its numbers, in the header's order.
 
     `total`: log10 |delta at the deepest site| / |delta at the model's output|, None where there is no such path;
     `source` and `output` are the indices of these two sites. `batch`: samples (axis 0 of the output site).
-    `input_rms`, `input_mean`: of the first floating tensor that the outermost module was given. `lags`: for each
+    `input_rms`, `input_mean`: of the first floating tensor that the outermost module was given. `deep`: only at level
+    deep, whose columns are in `sites` and `params` too. `lags`: for each
     fused recurrent layer (`name`, and `name:reverse`) log10 of the gradient that its last output sends to each lag,
-    lag 0 first.
+    lag 0 first. `heard`: log10 of the size of dLoss/d(output) at each step before the end, relative to the largest.
+    `links`: by lag, how alike the samples differ in that gradient and in the input so long before, 0 (chance) to 1;
+    also for recurrent cells, from their last call.
     """
 
     step: int
@@ -128,6 +161,9 @@ class Step(msgspec.Struct, frozen=True):
     input_rms: float | None = None
     input_mean: float | None = None
     lags: dict[str, Column] = {}
+    heard: dict[str, Column] = {}
+    links: dict[str, Column] = {}
+    deep: Deep | None = None
     sites: dict[str, Column] = {}
     params: dict[str, Column] = {}
 
@@ -143,11 +179,24 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened between samples: `nonfinite_loss`, `skipped_step`, `instrument_failed`, `ended`, ..."""
+    """Something that happened between samples: `nonfinite_loss`, `skipped_step`, `instrument_failed`, `ended`, ...
+
+    `losses`: the loss of each step from `step` on (`values`, None where there was none to read) and, where there are
+    several, the optimizer that took it (`optimizers`). `unusual_loss`: a loss far above the usual one, with the RMS of
+    its batch and the norm of its gradient.
+    """
 
     event: str
     step: int
     detail: dict[str, Any] = {}
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """The loss of each step that one optimizer took; `optimizer`: its place in the header."""
+
+    optimizer: int
+    steps: list[int]
+    values: list[float]
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -169,6 +218,27 @@ class Run(msgspec.Struct, frozen=True):
         """The first optimizer seen, None for a training without one."""
         return self.header.optimizers[0] if self.header.optimizers else None
 
+    def losses(self) -> list[Curve]:
+        """The loss of every step, a curve for each optimizer that stepped on a loss, in the order of the first steps.
+
+        The mean over the backward passes of a step, without the loss scale. Of a run that has no such lines (a check,
+        a record of before) the loss of its sampled steps.
+        """
+        found: dict[int, Curve] = {}
+        lines = [event for event in self.events if event.event == "losses"]
+        for event in lines:
+            values = event.detail["values"]
+            optimizers = event.detail.get("optimizers", [0] * len(values))
+            for step, (optimizer, value) in enumerate(zip(optimizers, values, strict=True), start=event.step):
+                if value is not None:
+                    curve = found.setdefault(optimizer, Curve(optimizer, [], []))
+                    curve.steps.append(step)
+                    curve.values.append(value)
+        if not lines:
+            known = [(step.step, step.loss) for step in self.steps if step.loss is not None]
+            found = {0: Curve(0, [step for step, _ in known], [loss for _, loss in known])} if known else {}
+        return list(found.values())
+
     def diagnose(self, **options: Any) -> Diagnosis:
         """Symptoms, causes and what to try first, from the records alone.
 
@@ -176,6 +246,11 @@ class Run(msgspec.Struct, frozen=True):
         """
         diagnosis: Diagnosis = importlib.import_module("gradwell.journeys.diagnose").diagnose(self, **options)
         return diagnosis
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        # Pictures live above the records, so they are loaded by name.
+        bundle: dict[str, Any] = importlib.import_module("gradwell.report.notebook").run_mimebundle(self)
+        return bundle
 
     def to_frame(self) -> pd.DataFrame:
         """The site columns as a table: one row for each sampled step and site."""
@@ -279,16 +354,22 @@ def _read_line(line: bytes, header: Header, steps: list[Step], events: list[Even
         event = msgspec.convert(fields, Event)
         events.append(msgspec.structs.replace(event, detail={k: _number(v) for k, v in event.detail.items()}))
     else:
-        lags = {name: [from_json(x) for x in column] for name, column in fields.pop("lags", {}).items()}
+        by_lag = {
+            field: {name: [from_json(x) for x in column] for name, column in fields.pop(field, {}).items()}
+            for field in ("lags", "heard", "links")
+        }
         columns = {name: [from_json(x) for x in fields.pop(name)] for name in list(fields) if _is_column(fields[name])}
         step = msgspec.convert({name: _number(value) for name, value in fields.items()}, Step)
-        sites = {name: columns[name] for name in columns if name not in PARAM_COLUMNS}
-        params = {name: columns[name] for name in columns if name in PARAM_COLUMNS}
-        steps.append(msgspec.structs.replace(step, lags=lags, sites=sites, params=params))
+        of_params = (*PARAM_COLUMNS, *DEEP_PARAM_COLUMNS)
+        sites = {name: columns[name] for name in columns if name not in of_params}
+        params = {name: columns[name] for name in columns if name in of_params}
+        steps.append(msgspec.structs.replace(step, **by_lag, sites=sites, params=params))
 
 
 def _number(value: Any) -> Any:
-    """A non-finite number back from its name; everything else as it is."""
+    """A non-finite number back from its name, also in a list; everything else as it is."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
     return from_json(value) if value in ("nan", "inf", "-inf") else value
 
 
@@ -342,7 +423,7 @@ def finite(values: Sequence[float | None]) -> list[float]:
 
 
 __all__ = [
-    "PARAM_COLUMNS", "SCHEMA", "SITE_COLUMNS", "Column", "Event", "Header", "OptimizerInfo", "Param", "Run",
-    "RunWriter", "Site", "Step", "event_line", "finite", "header_line", "load", "optimizer_line", "param_line",
-    "site_line", "step_line",
+    "DEEP_PARAM_COLUMNS", "DEEP_SITE_COLUMNS", "PARAM_COLUMNS", "SCHEMA", "SITE_COLUMNS", "Column", "Curve", "Deep",
+    "Event", "Header", "OptimizerInfo", "Param", "Run", "RunWriter", "Site", "Step", "event_line", "finite",
+    "header_line", "load", "optimizer_line", "param_line", "site_line", "step_line",
 ]  # fmt: skip

@@ -56,18 +56,24 @@ def render(diagnosis: Diagnosis, *, width: int = 80, color: bool = False, ascii:
         *(_causes(diagnosis, index, page) for index in by_severity(diagnosis)),
         _depth(diagnosis, page),
         _layers(diagnosis, page),
+        _deep(diagnosis, page),
         _prescriptions(diagnosis.prescriptions, page),
         _not_checked(diagnosis, page),
         _notes(diagnosis, page),
         _origin(diagnosis, page),
     )
     lines = [line for block in blocks if block for line in (Line(""), *block)][1:]
-    return "\n".join(_paint(line) if color else line.text for line in lines)
+    return "\n".join(paint(line) if color else line.text for line in lines)
 
 
 def render_line(diagnosis: Diagnosis, *, ascii: bool = False) -> str:
     """The verdict in one line, however long: how bad, what, where, by how much and the largest cause."""
     return clean(_verdict_words(diagnosis), ascii=ascii)
+
+
+def render_finding(diagnosis: Diagnosis, index: int, *, ascii: bool = False) -> str:
+    """One finding in one line, however long: how bad, what, where, by how much and the largest cause."""
+    return clean(_finding_words(diagnosis, index), ascii=ascii)
 
 
 def terminal(stream: IO[str]) -> dict[str, Any]:
@@ -164,7 +170,13 @@ def words(identifier: str) -> str:
 
 def remedies(prescription: Prescription) -> str:
     """The remedies of a prescription with their settings, `swap_activation(to=relu) + reinit(init=he)`."""
-    return " + ".join(_remedy(remedy) for remedy in prescription.remedies)
+    return " + ".join(remedy(item) for item in prescription.remedies)
+
+
+def remedy(item: Remedy) -> str:
+    """A remedy with its settings, `reinit(init=he)`."""
+    settings = ", ".join(f"{name}={_setting(value)}" for name, value in item.settings.items())
+    return f"{item.id}({settings})" if settings else item.id
 
 
 def not_checked(diagnosis: Diagnosis) -> list[tuple[str, list[str]]]:
@@ -237,11 +249,11 @@ def _trouble(symptom: str, row: ProfileRow) -> float:
 
 
 def _verdict(diagnosis: Diagnosis, page: Page) -> list[Line]:
-    lines = _wrap(_verdict_words(diagnosis), page, hang="  ", style=STYLES[diagnosis.verdict])
+    lines = wrap(_verdict_words(diagnosis), page, hang="  ", style=STYLES[diagnosis.verdict])
     order = by_severity(diagnosis)
     for index in order if diagnosis.verdict == "undecided" else order[1:]:
         finding = diagnosis.findings[index]
-        lines += _wrap(f"also: {finding.severity} {finding.symptom}: {_stop(finding.summary)}", page, hang="  ")
+        lines += wrap(f"also: {finding.severity} {finding.symptom}: {_stop(finding.summary)}", page, hang="  ")
     return lines
 
 
@@ -250,7 +262,10 @@ def _verdict_words(diagnosis: Diagnosis) -> str:
         return f"UNDECIDED: {_missing(diagnosis)}"
     if not diagnosis.findings:
         return f"HEALTHY: {_healthy(diagnosis)}"
-    index = by_severity(diagnosis)[0]
+    return _finding_words(diagnosis, by_severity(diagnosis)[0])
+
+
+def _finding_words(diagnosis: Diagnosis, index: int) -> str:
     finding = diagnosis.findings[index]
     cause = _cause_words(diagnosis, index)
     return f"{finding.severity.upper()} {finding.symptom}: {_stop(finding.summary)[:-1]}{cause}"
@@ -305,16 +320,16 @@ def _causes(diagnosis: Diagnosis, index: int, page: Page) -> list[Line]:
     conditions = [a for a in diagnosis.causes(index) if a.kind == "condition"]
     if not found and not conditions:
         return []
-    lines = _heading(_causes_title(finding, total(found), several=len(diagnosis.findings) > 1), page)
+    lines = heading(_causes_title(finding, total(found), several=len(diagnosis.findings) > 1), page)
     told = [a for a in found if a.cause == "unexplained" or decades(a.decades) != "0.0"]
     lines += [line for a in told for line in _share(a, total(found), page)]
     if found:
         whole = total(found)
         ratio = f" ({times(whole)} {'smaller' if whole < 0 else 'larger'})" if decades(whole) != "0.0" else ""
-        lines += _wrap(f"{decades(whole):>7} decades in total{ratio}", page, lead="  ", hang=" " * 10)
+        lines += wrap(f"{decades(whole):>7} decades in total{ratio}", page, lead="  ", hang=" " * 10)
     for condition in conditions:
         text = condition.summary or f"{words(condition.cause)}."
-        lines += _wrap(f"condition: {text}", page, lead="  ", hang="    ")
+        lines += wrap(f"condition: {text}", page, lead="  ", hang="    ")
     return lines
 
 
@@ -330,7 +345,7 @@ def _share(attribution: Attribution, whole: float, page: Page) -> list[Line]:
     said = attribution.summary
     known = said.lower().replace("_", " ").startswith(words(attribution.cause))
     text = f"{said} (helped)" if known and helped(attribution, whole) else said if known else _join(name, said)
-    return _wrap(f"{decades(attribution.decades):>7}  {share:>6}  {text}", page, lead="  ", hang=" " * 19)
+    return wrap(f"{decades(attribution.decades):>7}  {share:>6}  {text}", page, lead="  ", hang=" " * 19)
 
 
 def _join(name: str, summary: str) -> str:
@@ -385,7 +400,7 @@ def _depth(diagnosis: Diagnosis, page: Page) -> list[Line]:
     if not any(gain is not None for gain in gains):
         return []
     text, low, high = spark(gains, cells=page.width - 20, ascii=page.ascii)
-    lines = _heading("Gradient by depth", page)
+    lines = heading("Gradient by depth", page)
     lines.append(Line(f"  input |{text}| loss", "cyan"))
     many = f", {math.ceil(len(gains) / len(text))} layers a sign" if len(gains) > len(text) else ""
     marks = dict(zip("0X?" if page.ascii else "▽×·", ("exactly 0", "not finite", "not measured"), strict=True))
@@ -393,7 +408,7 @@ def _depth(diagnosis: Diagnosis, page: Page) -> list[Line]:
     levels = f"from {decades(low)} (lowest sign) to {decades(high)} decades (highest) against the output's{many}"
     finite = any(gain is not None and math.isfinite(gain) for gain in gains)
     caption = levels + legend if finite else legend.removeprefix("; ")
-    return lines + _wrap(caption, page, lead="  ", hang="  ")
+    return lines + wrap(caption, page, lead="  ", hang="  ")
 
 
 # The table of layers.
@@ -425,15 +440,12 @@ def _layers(diagnosis: Diagnosis, page: Page) -> list[Line]:
     if not rows:
         return []
     shown = worst_first(diagnosis, rows)[:MAX_ROWS]
-    columns = _fitting(_columns(shown, page, roots=len({row.root for row in rows}) > 1), page)
-    widths = _widths(columns, page)
+    columns = _columns(shown, page, roots=len({row.root for row in rows}) > 1)
     title = "Layers, worst first" if diagnosis.findings else "Layers, furthest from the output's size first"
-    lines = _heading(title, page)
-    lines.append(Line(_row([c.title for c in columns], columns, widths, page), "dim"))
-    lines += [Line(_row([c.cells[i] for c in columns], columns, widths, page)) for i in range(len(shown))]
+    lines = heading(title, page) + table(columns, page, dropped_first=DROPPED_FIRST)
     rest = len(rows) - len(shown)
     if rest:
-        lines += _wrap(f"{rest} more layer{'s' if rest != 1 else ''} not shown", page, lead="  ", hang="  ")
+        lines += wrap(f"{rest} more layer{'s' if rest != 1 else ''} not shown", page, lead="  ", hang="  ")
     return lines
 
 
@@ -455,9 +467,18 @@ def _columns(rows: Sequence[ProfileRow], page: Page, *, roots: bool) -> list[Col
     return [c for c in columns if c.title in {"layer", "log10 gain"} or any(cell not in {"-", ""} for cell in c.cells)]
 
 
-def _fitting(columns: list[Column], page: Page) -> list[Column]:
+def table(columns: list[Column], page: Page, *, dropped_first: Sequence[str] = ()) -> list[Line]:
+    """The columns as lines, headings first; those named in `dropped_first` go where the page has no room for them."""
+    columns = _fitting(columns, page, dropped_first)
+    widths = _widths(columns, page)
+    lines = [Line(_row([c.title for c in columns], columns, widths, page), "dim")]
+    rows = range(len(columns[0].cells))
+    return lines + [Line(_row([c.cells[i] for c in columns], columns, widths, page)) for i in rows]
+
+
+def _fitting(columns: list[Column], page: Page, dropped_first: Sequence[str]) -> list[Column]:
     """The columns that the page has room for."""
-    for title in DROPPED_FIRST:
+    for title in dropped_first:
         if _least(columns) <= page.width:
             break
         columns = [column for column in columns if column.title != title]
@@ -489,6 +510,50 @@ def _row(texts: Sequence[str], columns: Sequence[Column], widths: Sequence[int],
     return ("  " + "  ".join(parts)).rstrip()
 
 
+# What level deep adds.
+
+
+def _deep(diagnosis: Diagnosis, page: Page) -> list[Line]:
+    said = deep_words(diagnosis)
+    lines = [line for text in said for line in wrap(text, page, lead="  ", hang="    ")]
+    return heading("Deeper", page) + lines if lines else []
+
+
+def deep_words(diagnosis: Diagnosis) -> list[str]:
+    """What level deep measured, a sentence each; empty at level flow."""
+    deep, said = diagnosis.deep, []
+    if deep is None:
+        return []
+    if deep.random_total is not None and deep.alignment is not None:
+        chi = _chi(diagnosis, deep.random_total)
+        said.append(
+            f"the model alone: {decades(deep.random_total)} decades for a random gradient"
+            f"{'' if chi is None else f' (chi {size(chi)} a layer)'}; "
+            f"this loss adds {decades(deep.alignment)}"
+        )
+    if deep.wiring is not None:
+        said.append(f"the wiring alone: {decades(deep.wiring)} decades if every layer had gain 1")
+    ratios = sorted(row.gsnr for row in last_rows(diagnosis) if row.gsnr is not None)
+    if ratios:
+        middle, lost = ratios[len(ratios) // 2], ratios.count(0.0)
+        found = [f"{size(middle)} in the median layer"] if middle else []
+        found += [f"lost in the noise of this batch in {lost} of {len(ratios)} layers"] if lost else []
+        said.append(f"signal to noise of one sample's gradient: {', '.join(found)}")
+    if deep.hidden_rank is not None:
+        said.append(
+            f"rank of the last hidden layer: the samples differ in {size(deep.hidden_rank)} directions "
+            f"of {deep.hidden_rank_most}"
+        )
+    return said
+
+
+def _chi(diagnosis: Diagnosis, total: float) -> float | None:
+    """Squared gain of a layer, the geometric mean along a chain; None where the way forks or is shorter than 3."""
+    flows = [row.flow for row in last_rows(diagnosis) if row.role == "weight" and row.flow]
+    steps = len(flows) - 1
+    return 10 ** (2 * total / steps) if steps > 1 and all(flow > 0.95 for flow in flows) else None
+
+
 # What to try, what was not looked at.
 
 
@@ -496,20 +561,20 @@ def _prescriptions(prescriptions: Sequence[Prescription], page: Page) -> list[Li
     if not prescriptions:
         return []
     first, *others = prescriptions
-    lines = _heading("What to try first", page)
-    lines += _wrap(remedies(first), page, lead="  ", hang="    ", style="bold")
+    lines = heading("What to try first", page)
+    lines += wrap(remedies(first), page, lead="  ", hang="    ", style="bold")
     if first.expected:
-        lines += _wrap(f"expected: {first.expected}", page, lead="  ", hang="    ")
-    code = [clean(line, ascii=page.ascii) for line in first.in_your_code.expandtabs(4).splitlines()]
-    lines += [Line(f"      {line}".rstrip(), "cyan") for line in code]
+        lines += wrap(f"expected: {first.expected}", page, lead="  ", hang="    ")
+    lines += code_lines(first.in_your_code, page)
     for other in others:
-        lines += _wrap(f"or: {_join(remedies(other), other.expected)}", page, lead="  ", hang="    ")
+        lines += wrap(f"or: {_join(remedies(other), other.expected)}", page, lead="  ", hang="    ")
     return lines
 
 
-def _remedy(remedy: Remedy) -> str:
-    settings = ", ".join(f"{name}={_setting(value)}" for name, value in remedy.settings.items())
-    return f"{remedy.id}({settings})" if settings else remedy.id
+def code_lines(code: str, page: Page) -> list[Line]:
+    """Lines to paste, never broken."""
+    lines = [clean(line, ascii=page.ascii) for line in code.expandtabs(4).splitlines()]
+    return [Line(f"      {line}".rstrip(), "cyan") for line in lines]
 
 
 def _setting(value: Any) -> str:
@@ -520,24 +585,24 @@ def _not_checked(diagnosis: Diagnosis, page: Page) -> list[Line]:
     reasons = not_checked(diagnosis)
     if not reasons:
         return []
-    lines = _heading("Not checked", page)
+    lines = heading("Not checked", page)
     for reason, symptoms in reasons:
-        lines += _wrap(f"{', '.join(symptoms)}: {reason}", page, lead="  ", hang="    ")
+        lines += wrap(f"{', '.join(symptoms)}: {reason}", page, lead="  ", hang="    ")
     return lines
 
 
 def _notes(diagnosis: Diagnosis, page: Page) -> list[Line]:
     if not diagnosis.notes:
         return []
-    lines = _heading("Notes", page)
+    lines = heading("Notes", page)
     for note in diagnosis.notes:
-        lines += _wrap(note, page, lead="  ", hang="    ")
+        lines += wrap(note, page, lead="  ", hang="    ")
     return lines
 
 
 def _origin(diagnosis: Diagnosis, page: Page) -> list[Line]:
-    lines = _wrap(overhead_words(diagnosis), page, hang="  ", style="dim")
-    return lines + _wrap(", ".join(origin(diagnosis)), page, hang="  ", style="dim")
+    lines = wrap(overhead_words(diagnosis), page, hang="  ", style="dim")
+    return lines + wrap(", ".join(origin(diagnosis)), page, hang="  ", style="dim")
 
 
 # Letters and lines.
@@ -561,7 +626,7 @@ def shorten(text: str, width: int, *, ascii: bool = False, head: float = 0.5) ->
     return start + mark + end
 
 
-def _wrap(text: str, page: Page, *, lead: str = "", hang: str = "", style: str = "") -> list[Line]:
+def wrap(text: str, page: Page, *, lead: str = "", hang: str = "", style: str = "") -> list[Line]:
     """The text broken at spaces; `lead` stands before the first line, `hang` before the others. Runs of spaces
     inside a line stay, so that columns of numbers line up."""
     lines: list[str] = []
@@ -595,8 +660,9 @@ def clean(text: str, *, ascii: bool = False) -> str:
     return plain.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def _heading(text: str, page: Page) -> list[Line]:
-    return _wrap(text, page, style="bold")
+def heading(text: str, page: Page) -> list[Line]:
+    """A line that opens a block."""
+    return wrap(text, page, style="bold")
 
 
 def _stop(sentence: str) -> str:
@@ -613,5 +679,6 @@ def _two(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 
-def _paint(line: Line) -> str:
+def paint(line: Line) -> str:
+    """The line with its style as ANSI codes."""
     return Style.parse(line.style).render(line.text, color_system=ColorSystem.STANDARD) if line.style else line.text

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from gradwell.records.numbers import to_json
-from gradwell.records.run import Header
+from gradwell.records.run import Deep, Header
 
 Severity = Literal["mild", "serious", "fatal"]
 Verdict = Literal["healthy", "mild", "serious", "fatal", "undecided"]
@@ -77,14 +77,21 @@ class Prescription(msgspec.Struct, frozen=True):
 
 
 class NotChecked(msgspec.Struct, frozen=True):
-    """A symptom that could not be looked for, and why: not measured is not healthy."""
+    """A symptom that could not be looked for, and why: not measured is not healthy.
+
+    At level deep also a measurement that could not be taken (`attribution`, `chi`, `signal to noise`, ...).
+    """
 
     symptom: str
     reason: str
 
 
 class ProfileRow(msgspec.Struct, frozen=True):
-    """One site of the depth profile at one step; `log10_gain` = log10 |delta here| / |delta at the output|."""
+    """One site of the depth profile at one step; `log10_gain` = log10 |delta here| / |delta at the output|.
+
+    From `chi` on only at level deep, see `records.run.DEEP_SITE_COLUMNS`; `alignment` = log10_gain - random_gain, what
+    the loss's own gradient adds to what the model does to a random one. `gsnr` is that of the site's weight.
+    """
 
     root: str
     site: str
@@ -105,6 +112,13 @@ class ProfileRow(msgspec.Struct, frozen=True):
     weight_rms: float | None = None
     update_ratio: float | None = None
     flow: float | None = None
+    chi: float | None = None
+    random_gain: float | None = None
+    alignment: float | None = None
+    forward_gain: float | None = None
+    path_flow: float | None = None
+    rank: float | None = None
+    gsnr: float | None = None
 
 
 class Overhead(msgspec.Struct, frozen=True):
@@ -127,6 +141,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
     notes: list[str] = []
     profile: list[ProfileRow] = []
     overhead: Overhead = Overhead(None, 0, 0)
+    deep: Deep | None = None
 
     def __str__(self) -> str:
         from gradwell.records.text import render

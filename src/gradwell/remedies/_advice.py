@@ -6,8 +6,9 @@ know: which ones need each other, and which findings are echoes of another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain, islice, tee, zip_longest
 from typing import Any, NamedTuple
 
 from gradwell.records.run import Run, Step
@@ -66,27 +67,33 @@ def prescribe(
     The worst finding speaks first and twice, then each in turn; echoes (a slow loss behind a vanishing gradient) only
     where nothing else is as bad. `attributions` point to findings by index.
     """
-    cases = [_case(run, findings, attributions, index) for index in _to_treat(findings)]
-    all_plans = [plans(case) for case in cases]
-    first = all_plans[0][:2] if all_plans else []
-    turns = [plan for turn in zip_longest(*all_plans) for plan in turn if plan is not None]
-    return _unlike([*first, *turns])[:most]
+    all_plans = [plans(_case(run, findings, attributions, index)) for index in _to_treat(findings)]
+    first: Iterator[Prescription] = iter(())
+    if all_plans:
+        all_plans[0], again = tee(all_plans[0])
+        first = islice(again, 2)
+    turns = (plan for turn in zip_longest(*all_plans) for plan in turn if plan is not None)
+    return list(islice(_unlike(chain(first, turns)), most))
 
 
-def plans(case: Case) -> list[Prescription]:
+def plans(case: Case) -> Iterator[Prescription]:
     """All that fits one case: remedies that need each other first, then single ones by rank."""
     joint = _joint(case)
-    singles = _one_clip([plan for plan in (_ask(remedy, case) for remedy in _ranked(case)) if plan is not None])
-    if joint is None:
-        return singles
-    parts = [remedy for remedy in joint.remedies if remedy.id == "swap_activation"]
-    return [joint, *(single for single in singles if single.remedies[0] not in parts)]
-
-
-def _one_clip(singles: Sequence[Prescription]) -> list[Prescription]:
-    """Without the second and third way to clip: they are alternatives to the first, not more to try."""
-    clips = [plan for plan in singles if plan.remedies[0].id in CLIPS]
-    return [plan for plan in singles if plan not in clips[1:]]
+    parts = []
+    if joint is not None:
+        yield joint
+        parts = [remedy for remedy in joint.remedies if remedy.id == "swap_activation"]
+    clipped = False
+    for remedy in _ranked(case):
+        clips = remedy in CLIPS
+        if clips and clipped:  # the second and third way to clip are alternatives to the first, not more to try
+            continue
+        plan = _ask(remedy, case)
+        if plan is None:
+            continue
+        clipped |= clips
+        if plan.remedies[0] not in parts:
+            yield plan
 
 
 def _to_treat(findings: Sequence[Finding]) -> list[int]:
@@ -106,16 +113,18 @@ def _case(run: Run, findings: Sequence[Finding], attributions: Sequence[Attribut
 def _ranked(case: Case) -> list[str]:
     """Ids of the remedies for this symptom and its causes, by rank; a named cause goes before any cause."""
     found: dict[str, tuple[int, bool]] = {}
-    for remedy in shelf("gradwell.remedies").values():
-        treats: tuple[Treats, ...] = remedy.fact("TREATS")
-        ranks = [(t.rank, not t.cause) for t in treats if t.symptom == case.symptom and _meets(t.cause, case)]
-        if ranks:
-            found[remedy.id] = min(ranks)
+    for remedy, treats in _treating(case.symptom):
+        if not treats.cause or case.has(treats.cause):
+            rank = (treats.rank, not treats.cause)
+            found[remedy] = min(found.get(remedy, rank), rank)
     return sorted(found, key=lambda name: (found[name], name))
 
 
-def _meets(cause: str, case: Case) -> bool:
-    return not cause or case.has(cause)
+@cache
+def _treating(symptom: str) -> list[tuple[str, Treats]]:
+    """What each remedy says that it does for a symptom."""
+    entries = shelf("gradwell.remedies").values()
+    return [(remedy.id, treats) for remedy in entries for treats in remedy.fact("TREATS") if treats.symptom == symptom]
 
 
 def _ask(remedy: str, case: Case, settings: dict[str, Any] | None = None) -> Prescription | None:
@@ -140,9 +149,11 @@ def _expected(case: Case, parts: Sequence[Prescription]) -> str:
     return "together: " + ", and ".join(part.expected.removesuffix(f"; {NOT_TRIED}") for part in parts)
 
 
-def _unlike(plans: Iterable[Prescription]) -> list[Prescription]:
+def _unlike(plans: Iterable[Prescription]) -> Iterator[Prescription]:
     """The first of each set of remedies with the same settings."""
-    seen: dict[str, Prescription] = {}
+    seen: set[str] = set()
     for plan in plans:
-        seen.setdefault(repr(plan.remedies), plan)
-    return list(seen.values())
+        said = repr(plan.remedies)
+        if said not in seen:
+            seen.add(said)
+            yield plan

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
-from functools import cache
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
 from typing import TypeVar
 
 import msgspec
@@ -31,7 +31,7 @@ class Treats(msgspec.Struct, frozen=True):
     rank: int
 
 
-class Case(msgspec.Struct, frozen=True):
+class Case(msgspec.Struct, frozen=True, dict=True):
     """A finding, its causes, and the run and sampled step in which it shows."""
 
     run: Run
@@ -51,12 +51,12 @@ class Case(msgspec.Struct, frozen=True):
         shares = finite([a.decades for a in self.causes if a.kind == "share"])
         return sum(shares) if shares else self.step.total
 
-    @property
+    @cached_property
     def conditions(self) -> set[str]:
         """Causes that carry no decades."""
         return {a.cause for a in self.causes if a.kind == "condition"}
 
-    @property
+    @cached_property
     def large(self) -> list[str]:
         """Causes with at least a fifth of the total, in the direction of the total, largest first."""
         shares = [(a.share, a.cause) for a in self.causes if a.kind == "share" and a.share is not None]
@@ -81,18 +81,18 @@ class Case(msgspec.Struct, frozen=True):
 
     # the net
 
-    @property
+    @cached_property
     def activations(self) -> list[str]:
         """Ids of the activations in the net, the most frequent first; functions that no shelf knows are left out."""
         kinds = [site.kind for site in self._named(["activation"])]
         return _frequent(_activation_ids()[kind] for kind in kinds if kind in _activation_ids())
 
-    @property
+    @cached_property
     def activation(self) -> str:
         """The most frequent activation, "" where none is known."""
         return self.activations[0] if self.activations else ""
 
-    @property
+    @cached_property
     def weak_activation(self) -> bool:
         """True when no init but a centred one can make up for the slope: sigmoids, at most 1/4 steep."""
         return _fact(self.activation, "MAX_SLOPE", 1.0) < 0.5
@@ -121,12 +121,12 @@ class Case(msgspec.Struct, frozen=True):
         behind = [site for site in self.run.sites if site.order > order and site.role == "activation"]
         return _activation_ids().get(behind[0].kind, "") if behind else ""
 
-    @property
+    @cached_property
     def weight_kinds(self) -> list[str]:
         """Classes of the weight layers, the most frequent first (`Linear`, `Conv2d`, ...)."""
         return _frequent(site.kind for site in self._named(["weight"]))
 
-    @property
+    @cached_property
     def layers(self) -> int:
         """Number of weight layers."""
         return sum(site.role == "weight" and site.call == 0 for site in self.run.sites)
@@ -138,6 +138,29 @@ class Case(msgspec.Struct, frozen=True):
         return len({found.group(1) for name in names if (found := _BLOCK.match(name))}) or self.layers
 
     @property
+    def block_names(self) -> list[str]:
+        """Names of the repeated blocks, those that hold more than one weight layer: `blocks.0`, `blocks.1`, ..."""
+        names = [found.group(1) for site in self._named(["weight"]) if (found := _BLOCK.match(site.site))]
+        return _unique(name for name in names if names.count(name) > 1)
+
+    @property
+    def middle(self) -> str:
+        """Name of the module half-way through the weight layers, "" where functions hide it."""
+        return middle([(site.site, site.role) for site in self.run.sites if not site.site.endswith("()")])
+
+    @property
+    def branch_ends(self) -> list[str]:
+        """Last layer of each branch beside a shortcut, by name: attention, and the last weight or norm of a block."""
+        ends: dict[str, None] = {}
+        for block in self.block_names:
+            inside = [site for site in self.run.sites if site.site.startswith(f"{block}.") and site.call == 0]
+            ends |= {site.site: None for site in inside if "Attention" in site.kind}
+            last = max(i for i, site in enumerate(inside) if site.role == "weight")
+            normed = last + 1 < len(inside) and inside[last + 1].role == "norm"
+            ends[inside[last + normed].site] = None
+        return list(ends)
+
+    @cached_property
     def normalised(self) -> bool:
         """True when the net has norm layers."""
         return any(site.role == "norm" for site in self.run.sites)
@@ -153,12 +176,12 @@ class Case(msgspec.Struct, frozen=True):
         between = abs(self.decades("between_modules")) > 0.3
         return "depth_without_shortcut" not in self.conditions and (between or "shortcut_growth" in self.conditions)
 
-    @property
+    @cached_property
     def tokens(self) -> bool:
         """True when the net has attention: its layers see (B, T, N), which batch norm does not take."""
         return any("Attention" in site.kind or site.kind == "scaled_dot_product_attention" for site in self.run.sites)
 
-    @property
+    @cached_property
     def recurrent(self) -> str:
         """Class of the recurrent layer (`RNN`, `LSTM`, `GRU` or their cells), "" without one."""
         return next((site.kind for site in self.run.sites if site.kind in _RECURRENT), "")
@@ -203,6 +226,22 @@ class Case(msgspec.Struct, frozen=True):
 
     def _named(self, roles: Iterable[str]) -> list[Site]:
         return [site for site in self.run.sites if site.role in roles]
+
+
+def middle(sites: Sequence[tuple[str, str]]) -> str:
+    """Of (name, role) in the order of the calls, what ends the lower half of the weight layers.
+
+    A whole block where the layers stand in repeated ones, else the activation behind a layer, else the layer.
+    """
+    weights = [i for i, (_, role) in enumerate(sites) if role == "weight"]
+    if len(weights) < 3:
+        return ""
+    at, until = weights[(len(weights) - 1) // 2 - 1], weights[(len(weights) - 1) // 2]
+    block = _BLOCK.match(sites[at][0])
+    if block and sum(sites[i][0].startswith(f"{block.group(1)}.") for i in weights) > 1:
+        return block.group(1)
+    behind = [name for name, role in sites[at + 1 : until] if role == "activation"]
+    return behind[-1] if behind else sites[at][0]
 
 
 def _frequent(names: Iterable[str]) -> list[str]:

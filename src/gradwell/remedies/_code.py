@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from gradwell.records.verdict import Prescription, Remedy
@@ -25,6 +26,7 @@ def advise(
     return Prescription([Remedy(remedy.__name__, settings)], f"{expected}; {NOT_TRIED}", whole)
 
 
+@cache
 def lines(remedy: Callable[..., Any]) -> str:
     """The code that stands on a remedy's page under `In your code:`."""
     return Page.read(remedy.__doc__).blocks["In your code"]

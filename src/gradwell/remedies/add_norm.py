@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
 from gradwell.theory.norms import batchnorm_rate
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("vanishing_gradient", "", 4),
@@ -20,33 +25,40 @@ TREATS = (
     Treats("loss_plateau", "", 4),
 )
 
+_GROUPS = "next(n for n in range(32, 0, -1) if layer.{units} % n == 0 and (layer.{units} > n or n == 1))"
 _NORMS = {
     ("Linear", "batch"): "nn.BatchNorm1d(layer.out_features)",
     ("Linear", "layer"): "nn.LayerNorm(layer.out_features)",
+    ("Linear", "rms"): "nn.RMSNorm(layer.out_features)",
+    ("Linear", "group"): f"nn.GroupNorm({_GROUPS.format(units='out_features')}, layer.out_features)",
     ("Conv2d", "batch"): "nn.BatchNorm2d(layer.out_channels)",
     ("Conv2d", "layer"): "nn.GroupNorm(1, layer.out_channels)",
+    ("Conv2d", "group"): f"nn.GroupNorm({_GROUPS.format(units='out_channels')}, layer.out_channels)",
     ("Conv1d", "batch"): "nn.BatchNorm1d(layer.out_channels)",
     ("Conv1d", "layer"): "nn.GroupNorm(1, layer.out_channels)",
+    ("Conv1d", "group"): f"nn.GroupNorm({_GROUPS.format(units='out_channels')}, layer.out_channels)",
 }
 
 
 def add_norm(case: Case, *, norm: str = "") -> Prescription | None:
     """Puts a normalisation behind each weight layer but the last, so that the scale of the weights no longer matters.
 
-    `norm`: "batch" or "layer"; "" takes batch for sigmoids and convolutions, layer otherwise and for tokens.
+    `norm`: "batch", "layer", "rms" (linear layers) or "group"; "" takes batch for sigmoids and convolutions, layer
+    otherwise and for tokens.
 
     What it does:
         Divides the pre-activations by their own standard deviation, which divides the gradient by the same number:
-        weights that are too small or too large cancel. With layer norm a ReLU layer has gain exactly 1.
+        weights that are too small or too large cancel. With layer norm a ReLU layer has gain exactly 1. It stands
+        between the weights and the activation, never behind the last layer and never inside a recurrent one; batch
+        norm wants the units on the second axis, layer and RMS norm on the last.
 
     In your code:
         from torch import nn
 
         # after `model = ...`, before the optimizer: the norms have parameters of their own
-        for name in [n for n, m in model.named_modules() if type(m) is nn.Linear][:-1]:
-            parent, _, child = name.rpartition(".")
-            layer = model.get_submodule(name)
-            setattr(model.get_submodule(parent), child, nn.Sequential(layer, nn.LayerNorm(layer.out_features)))
+        for layer in [m for m in model.modules() if type(m) is nn.Linear][:-1]:
+            layer.norm = nn.LayerNorm(layer.out_features)
+            layer.register_forward_hook(lambda layer, args, out: layer.norm(out))  # `fc.weight` keeps its name
 
     What it costs:
         One pass over the activations a layer; two parameters a unit. Batch norm couples the samples of a batch and
@@ -61,12 +73,12 @@ def add_norm(case: Case, *, norm: str = "") -> Prescription | None:
         Ioffe and Szegedy 2015; Ba, Kiros and Hinton 2016; Yang et al. 2019 for the growth.
     """
     norm = norm or _choice(case)
-    kind = next((kind for kind in case.weight_kinds if (kind, norm) in _NORMS), "")
+    kinds = [kind for kind in case.weight_kinds if (kind, norm) in _NORMS]
     useless = case.normalised and not (case.weak_activation and not case.batch_normalised)
-    if not kind or useless or case.recurrent:
+    if not kinds or useless or case.recurrent:
         return None
     expected = case.back(*_MENDS, otherwise="pre-activations keep unit size in every layer") + _growth(case, norm)
-    return advise(add_norm, expected=expected, code=code(kind, norm), at=case.lines("weight"), norm=norm)
+    return advise(add_norm, expected=expected, code=code(kinds, norm), at=case.lines("weight"), norm=norm)
 
 
 _MENDS = ("weight_gain", "activation_slope")
@@ -84,13 +96,29 @@ def _growth(case: Case, norm: str) -> str:
     return f"; batch norm itself makes the gradient grow by about {grown:.1f} decades over these layers"
 
 
-def code(kind: str, norm: str) -> str:
-    """The loop that puts the norm behind each layer of a kind but the last linear one."""
-    last = "[:-1]" if kind == "Linear" else ""
-    return f"""from torch import nn
+def code(kinds: list[str], norm: str) -> str:
+    """The loop that puts the norm behind each weight layer but the last."""
+    classes = f"nn.{kinds[0]}" if len(kinds) == 1 else f"({', '.join(f'nn.{kind}' for kind in kinds)})"
+    text = f"""from torch import nn
 
-# before the optimizer is made: the norms have parameters of their own
-for name in [n for n, m in model.named_modules() if type(m) is nn.{kind}]{last}:
-    parent, _, child = name.rpartition(".")
-    layer = model.get_submodule(name)
-    setattr(model.get_submodule(parent), child, nn.Sequential(layer, {_NORMS[kind, norm]}))"""
+# before the optimizer is made: the norms have parameters of their own; a hook leaves `fc.weight` its name
+for layer in [m for m in model.modules() if isinstance(m, {classes})][:-1]:
+"""
+    for number, kind in enumerate(kinds):
+        made = _NORMS[kind, norm]
+        if len(kinds) == 1:
+            text += f"    layer.norm = {made}\n"
+        else:
+            text += f"    {'el' * bool(number)}if isinstance(layer, nn.{kind}):\n        layer.norm = {made}\n"
+    return f"{text}    layer.register_forward_hook(lambda layer, args, out: layer.norm(out))"
+
+
+GRID = ({"norm": "batch"}, {"norm": "layer"}, {"norm": "rms"}, {"norm": "group"})
+
+
+@acting
+def apply(setup: TrainSetup, *, norm: str = "layer") -> None:
+    """Put a norm behind each hidden linear or convolution layer, by a hook; refused where none may stand."""
+    from gradwell.surgery.blocks import add_norms
+
+    add_norms(setup, norm)

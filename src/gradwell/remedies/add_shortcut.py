@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("vanishing_gradient", "depth_without_shortcut", 5),
@@ -16,14 +22,14 @@ TREATS = (
     Treats("loss_plateau", "depth_without_shortcut", 5),
 )
 
-_SQUARE = {
-    "Linear": "layer.in_features == layer.out_features",
-    "Conv2d": "layer.in_channels == layer.out_channels and layer.stride == (1, 1)",
-}
+_UNITS = {"Linear": ("in_features", "out_features"), "Conv2d": ("in_channels", "out_channels")}
 
 
-def add_shortcut(case: Case) -> Prescription | None:
+def add_shortcut(case: Case, *, form: str = "identity", over: int = 1) -> Prescription | None:
     """Adds the input of each layer to its output, so that the gradient has a way past the layer.
+
+    `form`: "identity" (x + F), "scaled" (x + F / sqrt(L), L shortcuts), "rezero" (x + a F, a learned from 0) or
+    "highway" (F T + x (1 - T), T a learned gate that starts at 12 %). `over`: weight layers that one shortcut passes.
 
     What it does:
         The Jacobian of x + F(x) is 1 + J: where J shrinks the gradient, 1 remains. In a batch-normed net it dilutes
@@ -33,68 +39,117 @@ def add_shortcut(case: Case) -> Prescription | None:
         from torch import nn
 
 
-        class Residual(nn.Module):
-            def __init__(self, *branch):
-                super().__init__()
-                self.branch = nn.Sequential(*branch)
+        class Shortcut:  # x + F(x) by hooks: no module gets another name
+            def __init__(self, first, last):
+                first.register_forward_pre_hook(self.enter)
+                last.register_forward_hook(self.leave)
 
-            def forward(self, x):
-                return x + self.branch(x)
+            def enter(self, first, args):
+                self.x = args[0]
+
+            def leave(self, last, args, out):
+                return self.x + out
 
 
-        for chain in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
-            parts = list(chain)
-            starts = [i for i, m in enumerate(parts) if isinstance(m, nn.Linear)] + [len(parts)]
-            for start, end in zip(starts, starts[1:]):
-                layer = parts[start]
-                if layer.in_features == layer.out_features and end - start > 1:
-                    chain[start] = Residual(*parts[start:end])
-                    for i in range(start + 1, end):
-                        chain[i] = nn.Identity()
+        leaves = [m for m in model.modules() if not list(m.children())]
+        at = [i for i, m in enumerate(leaves) if isinstance(m, nn.Linear)]
+        for start, end in zip(at, at[1:]):  # from a layer to the one before the next: its activation is inside
+            if end - start > 1 and leaves[start].in_features == leaves[start].out_features:
+                Shortcut(leaves[start], leaves[end - 1])
 
     What it costs:
-        One addition a block and the memory of its input.
+        One addition a block and the memory of its input; a highway's gates double the weights.
 
     When it fails:
         Many branches of full size add up: L plain ReLU branches grow the gradient 2^(L/2) times (see scale_residual).
         Branches that are never negative (ReLU or sigmoid last) drift the activations upwards: end the branch in a
-        weight layer where you can. Layers that change the shape need a projection.
+        weight layer where you can. Layers that change the shape need a projection. ReZero's first step moves only the
+        factors and the head.
 
     Source:
-        Srivastava et al. 2015; He et al. 2016; Yang and Schoenholz 2017.
+        Srivastava et al. 2015 (highway, bias -2); He et al. 2016; Yang and Schoenholz 2017; Bachlechner et al. 2020.
     """
-    kind = next((kind for kind in case.weight_kinds if kind in _SQUARE), "")
+    kind = next((kind for kind in case.weight_kinds if kind in _UNITS), "")
     exploding = case.symptom == "exploding_gradient"
     if not kind or case.shortcut or case.recurrent or case.layers < 3 or (exploding and not case.normalised):
         return None
     path = "the gradient gets a path of gain 1 past each layer"
     expected = f"{path}, which dilutes the growth" if exploding else case.back(*_ALL, otherwise=path)
-    return advise(add_shortcut, expected=expected, code=code(kind), at=case.lines("weight"))
+    text = code(kind, form, over) if case.torch_class(case.activation) else _IN_FORWARD
+    return advise(add_shortcut, expected=expected, code=text, at=case.lines("weight"), form=form, over=over)
 
 
 _ALL = ("weight_gain", "activation_slope", "normalization_gain")
 
 
-def code(kind: str) -> str:
-    """A wrapper module, and the loop that puts it around each layer that keeps its shape."""
-    return f"""from torch import nn
+_IN_FORWARD = "# in forward(), where input and output have the same shape: x = x + F.relu(self.fc(x))"
+_SUM = {
+    "identity": "self.x + out",
+    "scaled": "self.x + self.scale * out",
+    "rezero": "self.x + self.first.shortcut_scale * out",
+    "highway": "out * self.gate + self.x * (1 - self.gate)",
+}
+_PART = {
+    "rezero": "first.shortcut_scale = nn.Parameter(torch.tensor(0.0))",
+    "highway": """first.gate = {gate}
+        nn.init.constant_(first.gate.bias, -2.0)""",
+}
+_GATE = {
+    "Linear": "nn.Linear(first.in_features, first.in_features)",
+    "Conv2d": "nn.Conv2d(first.in_channels, first.in_channels, 1)",
+}
 
 
-class Residual(nn.Module):
-    def __init__(self, *branch):
-        super().__init__()
-        self.branch = nn.Sequential(*branch)
+def code(kind: str, form: str, over: int) -> str:
+    """Hooks around each block that keeps its shape: a weight layer up to the one before the next."""
+    enter, leave = _UNITS[kind]
+    part = f"\n        {_PART[form].format(gate=_GATE[kind])}" if form in _PART else ""
+    scale = f"\n        self.scale = {'len(blocks) ** -0.5'}" if form == "scaled" else ""
+    gate = "\n        self.gate = first.gate(self.x).sigmoid()" if form == "highway" else ""
+    same = " and first.stride == (1, 1)" if kind == "Conv2d" else ""
+    imports = "import torch\nfrom torch import nn" if "torch." in part else "from torch import nn"
+    return f"""{imports}
 
-    def forward(self, x):
-        return x + self.branch(x)
+
+class Shortcut:  # {_SUM[form].replace("self.", "")}, by hooks: no module gets another name
+    def __init__(self, first, last):
+        self.first = first{scale}{part}
+        first.register_forward_pre_hook(self.enter)
+        last.register_forward_hook(self.leave)
+
+    def enter(self, first, args):
+        self.x = args[0]{gate}
+
+    def leave(self, last, args, out):
+        return {_SUM[form]}
 
 
-for chain in [m for m in model.modules() if isinstance(m, nn.Sequential)]:
-    parts = list(chain)
-    starts = [i for i, m in enumerate(parts) if isinstance(m, nn.{kind})] + [len(parts)]
-    for start, end in zip(starts, starts[1:]):
-        layer = parts[start]
-        if {_SQUARE[kind]} and end - start > 1:
-            chain[start] = Residual(*parts[start:end])
-            for i in range(start + 1, end):
-                chain[i] = nn.Identity()"""
+leaves = [m for m in model.modules() if not list(m.children())]
+at = [i for i, m in enumerate(leaves) if isinstance(m, nn.{kind})]
+blocks, number = [], 0
+while number + {over} < len(at):
+    first, end = leaves[at[number]], at[number + {over}]
+    if end - at[number + {over} - 1] > 1 and first.{enter} == leaves[at[number + {over} - 1]].{leave}{same}:
+        blocks.append((first, leaves[end - 1]))
+        number += {over}
+    else:
+        number += 1
+for first, last in blocks:
+    Shortcut(first, last)"""
+
+
+GRID = (
+    {"form": "identity", "over": 1},
+    {"form": "identity", "over": 2},
+    {"form": "scaled", "over": 1},
+    {"form": "rezero", "over": 1},
+    {"form": "highway", "over": 1},
+)
+
+
+@acting
+def apply(setup: TrainSetup, *, form: str = "identity", over: int = 1) -> None:
+    """A shortcut around each block that keeps its shape, by two hooks; refused where the net has shortcuts."""
+    from gradwell.surgery.blocks import add_shortcuts
+
+    add_shortcuts(setup, form, over)

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
-from gradwell.remedies._case import Case, Treats
+from gradwell.remedies._act import acting
+from gradwell.remedies._case import Case, Treats, middle
 from gradwell.remedies._code import advise, lines
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("vanishing_gradient", "", 6),
-    Treats("vanishing_through_time", "", 4),
     Treats("unreached_parameter", "", 1),
     Treats("rank_collapse", "", 6),
 )
 
 
-def auxiliary_loss(case: Case, *, weight: float = 0.3) -> Prescription | None:
+def auxiliary_loss(case: Case, *, weight: float = 0.3, cut: str = "") -> Prescription | None:
     """Adds a small head and its loss in the middle of the net.
 
-    `weight`: factor of the extra loss.
+    `weight`: factor of the extra loss. `cut`: the module after which the head stands; "" takes the middle one.
 
     What it does:
         The lower half gets a gradient that has half as many layers to cross.
 
     In your code:
+        import torch
         from torch import nn
 
-        half = len(model.hidden) // 2  # the middle of your chain of layers
-        aux_head = nn.LazyLinear(classes)  # its parameters belong to the optimizer too
+        kept = {}
+        cut = model.get_submodule("hidden.3")  # in the middle of your chain of layers
+        cut.register_forward_hook(lambda m, args, out: kept.update(middle=out))
+        with torch.no_grad():
+            out = model(x)  # one batch of inputs, to see the sizes
+        leaf = next(m for m in cut.modules() if not list(m.children()))  # a Sequential would run the head itself
+        leaf.aux_head = nn.Linear(kept["middle"].shape[-1], out.shape[-1])  # before the optimizer is made
 
         # in the training step
-        middle = model.hidden[:half](x)
-        loss = loss_fn(model(x), y) + 0.3 * loss_fn(aux_head(middle), y)
+        aux = leaf.aux_head(kept["middle"])
+        (loss + 0.3 * loss_fn(lambda *args: aux, batch)).backward()  # the same loss, of the head's output
+        optimizer.step()
 
     What it costs:
         A head a cut; it is thrown away after training.
@@ -48,8 +60,13 @@ def auxiliary_loss(case: Case, *, weight: float = 0.3) -> Prescription | None:
         expected = f"the lower half has about {abs(total) / 2:.1f} decades to cross instead of {abs(total):.1f}"
     else:
         expected = "the lower half is half as far from a loss"
-    text = lines(auxiliary_loss).replace("0.3", f"{weight:g}")
-    return advise(auxiliary_loss, expected=expected, code=text, weight=weight)
+    cut = cut or case.middle
+    text = lines(auxiliary_loss).replace("0.3", f"{weight:g}").replace('"hidden.3"', f'"{cut}"')
+    if any(kind.startswith("Conv") for kind in case.weight_kinds):
+        text = text.replace('kept["middle"].shape[-1]', 'kept["middle"].shape[1]')
+        text = text.replace('aux_head(kept["middle"])', 'aux_head(kept["middle"].flatten(2).mean(2))')
+    settings = {"cut": cut} if cut else {}
+    return advise(auxiliary_loss, expected=expected, code=text, weight=weight, **settings)
 
 
 def _unreached(case: Case, weight: float) -> Prescription:
@@ -62,3 +79,16 @@ for name, p in model.named_parameters():
         print("no gradient:", name)  # then p.requires_grad_(False)"""
     expected = "the parameter is reached by a loss, or is frozen on purpose"
     return advise(auxiliary_loss, expected=expected, code=text, at=case.lines(), weight=weight)
+
+
+GRID = ({"weight": 0.3}, {"weight": 1.0})
+
+
+@acting
+def apply(setup: TrainSetup, *, weight: float = 0.3, cut: str = "") -> None:
+    """A linear head behind the module in the middle, trained by the same loss; it is a child of the model."""
+    from gradwell.surgery.auxiliary import add_auxiliary
+    from gradwell.surgery.observe import observe
+
+    calls = [(call.name, call.role) for call in observe(setup).calls if not call.function]
+    add_auxiliary(setup, cut or middle(calls), weight)

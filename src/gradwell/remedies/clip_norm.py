@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("exploding_gradient", "", 2),
@@ -59,3 +65,12 @@ optimizer.step()"""
 def _bound(case: Case) -> float:
     usual = case.usual_grad_norm
     return float(f"{2 * usual:.1g}") if case.symptom == "loss_spike" and usual else 1.0
+
+
+GRID = ({"max_norm": 0.1}, {"max_norm": 1.0})
+
+
+@acting
+def apply(setup: TrainSetup, *, max_norm: float = 1.0) -> None:
+    """Clip the norm of all gradients together; a tighter bound that the setup has already stays."""
+    setup.clip_norm = max_norm if setup.clip_norm is None else min(max_norm, setup.clip_norm)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("exploding_gradient", "", 7),
@@ -45,3 +51,12 @@ loss.backward()
 torch.nn.utils.clip_grad_value_(model.parameters(), clip_value={value:g})
 optimizer.step()"""
     return advise(clip_value, expected="no element of a step is longer than the bound", code=text, value=value)
+
+
+GRID = ({"value": 0.01}, {"value": 1.0})
+
+
+@acting
+def apply(setup: TrainSetup, *, value: float = 1.0) -> None:
+    """Clamp every element of the gradient."""
+    setup.clip_value = value

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (Treats("saturated_output", "", 5),)
 
@@ -22,9 +28,8 @@ def dropout(case: Case, *, p: float = 0.1) -> Prescription | None:
         from torch import nn
 
         # after `model = ...`; its activations are nn.ReLU here
-        for name in [n for n, m in model.named_modules() if isinstance(m, nn.ReLU)]:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Sequential(nn.ReLU(), nn.Dropout(0.1)))
+        for m in [m for m in model.modules() if isinstance(m, nn.ReLU)]:
+            m.register_forward_hook(lambda m, args, out: nn.functional.dropout(out, 0.1, m.training))
 
     What it costs:
         More steps to the same training loss.
@@ -43,7 +48,24 @@ def dropout(case: Case, *, p: float = 0.1) -> Prescription | None:
     keep = "[:-1]" if case.output_activation == case.activation else ""
     text = f"""from torch import nn
 
-for name in [n for n, m in model.named_modules() if isinstance(m, {old})]{keep}:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.Sequential(model.get_submodule(name), nn.Dropout({p:g})))"""
+for m in [m for m in model.modules() if isinstance(m, {old})]{keep}:
+    m.register_forward_hook(lambda m, args, out: nn.functional.dropout(out, {p:g}, m.training))"""
     return advise(dropout, expected="outputs become less certain", code=text, at=case.lines("activation"), p=p)
+
+
+GRID = ({"p": 0.1}, {"p": 0.3})
+
+
+@acting
+def apply(setup: TrainSetup, *, p: float = 0.1) -> None:
+    """Dropout behind each hidden activation, module or function."""
+    from gradwell.errors import Refused
+    from gradwell.surgery.attach import Dropped, after
+    from gradwell.surgery.observe import observe
+
+    seen = observe(setup)
+    places = {call.place: call for call in seen.hidden_activations if call.activation == seen.activation}
+    if not places:
+        raise Refused("No activation stands before the last layer, so there is nothing to drop units of.")
+    for call in places.values():
+        after(setup.model, call, Dropped(p))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("vanishing_through_time", "", 1),
@@ -16,42 +21,47 @@ TREATS = (
 _PLAIN = {"RNN", "RNNCell", ""}
 
 
-def gate_recurrence(case: Case, *, forget_bias: float = 2.0) -> Prescription | None:
+def gate_recurrence(case: Case, *, to: str = "lstm", forget_bias: float = 2.0, chrono: int = 0) -> Prescription | None:
     """Gives the recurrent state a path with gain near 1: an LSTM instead of a plain RNN, with its forget gate open.
 
-    `forget_bias`: start of the forget gate's bias (the update gate's for a GRU).
+    `to`: "lstm" or "gru", in place of a plain RNN. `forget_bias`: start of the forget gate's bias (the update gate's
+    for a GRU). `chrono`: longest lag T; above 2 it draws the biases for lags up to T instead.
 
     What it does:
         Along the cell state the gradient is multiplied by the forget gate only. Over 100 steps: bias 0 gives 0.5^100 =
         8e-31, bias 1 gives 2.5e-14, bias 2 gives 3e-6, bias 5 gives 0.51. For lags up to T the chrono rule takes
-        log of U(1, T - 1).
+        log of U(1, T - 1), and minus that for the input gate: the mean memory is then spread over 1 to T.
 
     In your code:
         from torch import nn
 
         # nn.LSTM(...) instead of nn.RNN(...); then, after `model = ...`:
         for m in model.modules():
-            if isinstance(m, (nn.LSTM, nn.GRU)):
+            if isinstance(m, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)):
+                keep = slice(m.hidden_size, 2 * m.hidden_size)  # the second quarter (LSTM) or third (GRU)
                 for name, bias in m.named_parameters():
-                    if name.startswith("bias_ih"):  # the second quarter (LSTM) or third (GRU) is the gate that keeps
-                        bias.data[m.hidden_size : 2 * m.hidden_size] = 2.0
+                    if name.startswith("bias"):
+                        bias.data[keep] = 2.0 if name.startswith("bias_ih") else 0.0
 
     What it costs:
         An LSTM has four times the weights of a plain RNN of the same size, a GRU three times.
 
     When it fails:
         With bias 0, where it forgets in a few steps. Beyond some hundred steps attention or shortcuts through time are
-        needed. An open gate remembers the noise too.
+        needed. An open gate remembers the noise too. An LSTM's state is two tensors: where your code hands the state on
+        by itself, take the GRU.
 
     Source:
         Hochreiter and Schmidhuber 1997; Jozefowicz et al. 2015; Tallec and Ollivier 2018 (chrono).
     """
-    text = _bias(forget_bias)
-    if case.recurrent in _PLAIN:
-        text = f"# nn.LSTM(...) instead of nn.RNN(...) where the model is built (it returns h and c), then:\n{text}"
-    expected = f"the state keeps about {_keep(forget_bias):.0%} a step"
+    plain = case.recurrent in _PLAIN
+    to = "gru" if case.recurrent == "RNNCell" else to
+    text = _IMPORT + (_swap(to, case.recurrent) if plain else "") + _bias(forget_bias, chrono)
+    kept = f"the state keeps about {_keep(forget_bias):.0%} a step"
+    expected = f"the state keeps what it holds for up to {chrono} steps" if chrono else kept
     places = [site.source for site in case.run.sites if site.kind == case.recurrent and site.source]
-    return advise(gate_recurrence, expected=expected, code=text, at=places, forget_bias=forget_bias)
+    settings = ({"to": to} if plain else {}) | ({"chrono": chrono} if chrono else {"forget_bias": forget_bias})
+    return advise(gate_recurrence, expected=expected, code=text, at=places, **settings)
 
 
 def _keep(bias: float) -> float:
@@ -59,11 +69,75 @@ def _keep(bias: float) -> float:
     return 1 / (1 + math.exp(-bias))
 
 
-def _bias(value: float) -> str:
-    return f"""from torch import nn
+_IMPORT = """import torch
+from torch import nn
+"""
 
+
+def _swap(to: str, kind: str) -> str:
+    """Gated layers in place of plain ones, by name."""
+    if kind == "RNNCell":
+        made, like_rnn = "nn.GRUCell(m.input_size, m.hidden_size, m.bias)", ""
+    else:
+        made = f"""{"nn.GRU" if to == "gru" else "LikeRNN"}(
+        m.input_size, m.hidden_size, m.num_layers, bias=m.bias, batch_first=m.batch_first, dropout=m.dropout,
+        bidirectional=m.bidirectional,
+    )"""
+        like_rnn = "" if to == "gru" else _LIKE_RNN
+    return f"""
+# nn.{to.upper()}(...) instead of nn.{kind or "RNN"}(...) where the model is built, or from outside:
+{like_rnn}names = [n for n, m in model.named_modules() if type(m) is nn.{kind or "RNN"}]
+for name in names:
+    m = model.get_submodule(name)
+    parent, _, child = name.rpartition(".")
+    new = {made}
+    setattr(model.get_submodule(parent), child, new)
+"""
+
+
+_LIKE_RNN = """class LikeRNN(nn.LSTM):  # an LSTM that is called like an RNN: the state that it hands out is h alone
+    def forward(self, x, h=None):
+        out, (last, _) = super().forward(x)
+        return out, last
+
+
+"""
+
+
+def _bias(value: float, chrono: int) -> str:
+    if not chrono:
+        return f"""
 for m in model.modules():
-    if isinstance(m, (nn.LSTM, nn.GRU)):
+    if isinstance(m, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)):
+        keep = slice(m.hidden_size, 2 * m.hidden_size)  # the second quarter (LSTM) or third (GRU): the gate that keeps
         for name, bias in m.named_parameters():
-            if name.startswith("bias_ih"):  # the second quarter (LSTM) or third (GRU) is the gate that keeps
-                bias.data[m.hidden_size : 2 * m.hidden_size] = {value:g}"""
+            if name.startswith("bias"):
+                bias.data[keep] = {value:g} if name.startswith("bias_ih") else 0.0"""
+    return f"""
+for m in model.modules():
+    if isinstance(m, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)):
+        size = m.hidden_size
+        for name, bias in m.named_parameters():
+            if name.startswith("bias"):  # input gate, then the gate that keeps
+                keep = torch.zeros(size)
+                if name.startswith("bias_ih"):
+                    keep.uniform_(1, {chrono} - 1).log_()
+                bias.data[size : 2 * size] = keep
+                if isinstance(m, (nn.LSTM, nn.LSTMCell)):
+                    bias.data[:size] = -keep"""
+
+
+GRID = (
+    {"to": "lstm", "forget_bias": 1.0},
+    {"to": "lstm", "forget_bias": 2.0},
+    {"to": "gru", "forget_bias": 1.0},
+    {"to": "lstm", "chrono": 50},
+)
+
+
+@acting
+def apply(setup: TrainSetup, *, to: str = "lstm", forget_bias: float = 2.0, chrono: int = 0) -> None:
+    """Gated layers in place of plain ones, with the gate that keeps open; gated ones only get their biases."""
+    from gradwell.surgery.recurrent import gate
+
+    gate(setup, to, forget_bias, chrono)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise, lines
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("gradient_underflow", "", 1),
@@ -30,11 +36,10 @@ def loss_scaling(case: Case, *, init_scale: float = 65536.0) -> Prescription | N
     In your code:
         import torch
 
-        scaler = torch.amp.GradScaler(init_scale=65536.0)
+        device = next(model.parameters()).device.type
+        scaler = torch.amp.GradScaler(device, init_scale=65536.0)
 
-        # in the training step
-        with torch.autocast("cuda", dtype=torch.float16):
-            loss = loss_fn(model(x), y)
+        # in the training step; the loss is computed under torch.autocast(device, torch.float16)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)  # before any clipping
         scaler.step(optimizer)  # left out when a gradient is not finite
@@ -55,3 +60,14 @@ def loss_scaling(case: Case, *, init_scale: float = 65536.0) -> Prescription | N
         return None
     text = lines(loss_scaling).replace("65536.0", f"{init_scale:.1f}")
     return advise(loss_scaling, expected=_ALREADY if scaled else _NEW, code=text, init_scale=init_scale)
+
+
+GRID = ({"init_scale": 65536.0}, {"init_scale": 1024.0})
+
+
+@acting
+def apply(setup: TrainSetup, *, init_scale: float = 65536.0) -> None:
+    """Scale the loss, and skip and halve where a gradient overflows; refused for weights in half precision."""
+    from gradwell.surgery.setup import scale_loss
+
+    scale_loss(setup, init_scale)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("oversized_update", "", 1),
@@ -60,9 +66,18 @@ def scale_lr(case: Case, *, factor: float | None = None) -> Prescription | None:
 
 
 def _factor(case: Case) -> float:
-    small = case.symptom in _TOO_SMALL
-    excess = case.excess() if case.symptom in {"oversized_update", "undersized_update"} else None
+    small = case.symptom in _TOO_SMALL and not (case.symptom == "loss_plateau" and case.has("learning_rate"))
+    excess = case.excess() if case.symptom in {"oversized_update", "undersized_update", "slow_loss"} else None
     if not excess or excess <= 0:
         return 3.0 if small else 0.1
     wanted = 1 / excess
     return min((f for f in _GRID if (f > 1) is small), key=lambda f: max(f / wanted, wanted / f))
+
+
+GRID = ({"factor": 0.1}, {"factor": 3.0})
+
+
+@acting
+def apply(setup: TrainSetup, *, factor: float) -> None:
+    """Multiply every learning rate."""
+    setup.lr_scale *= factor

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("nonfinite_value", "bad_batch", 1),
@@ -43,3 +49,12 @@ def skip_bad_batch(case: Case) -> Prescription | None:
     """
     expected = "the weights survive the batch; the batch itself still has to be looked at"
     return advise(skip_bad_batch, expected=expected, at=case.lines())
+
+
+GRID: tuple[dict[str, object], ...] = ({},)
+
+
+@acting
+def apply(setup: TrainSetup) -> None:
+    """Leave out the step after a gradient that is not finite."""
+    setup.skip_nonfinite = True

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
-from gradwell.remedies._code import advise
+from gradwell.remedies._code import advise, lines
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("saturated_units", "input_scale", 1),
@@ -23,19 +30,22 @@ TREATS = (
 )
 
 
-def standardize_input(case: Case) -> Prescription | None:
+def standardize_input(case: Case, *, per: str = "feature") -> Prescription | None:
     """Shifts and scales each input feature to mean 0 and standard deviation 1, with numbers from the training set.
+
+    `per`: "feature" divides each by its own deviation, "all" by one for all.
 
     What it does:
         The first layer's pre-activations get the size that its init is made for, and its weight gradients, which are
         delta times the input, the size of the others.
 
     In your code:
-        mean = x_train.mean(dim=0)
-        std = x_train.std(dim=0).clamp_min(1e-6)  # constant features stay 0
-
-        # for every batch, of the training and of the test set alike
-        x = (x - mean) / std
+        # x_train: the inputs of the training set, (samples, features)
+        mean = x_train.mean(0)
+        std = x_train.std(0)
+        model.register_buffer("input_mean", mean)
+        model.register_buffer("input_std", std.clamp_min(1e-6))  # constant features stay 0
+        model.register_forward_pre_hook(lambda m, args: ((args[0] - m.input_mean) / m.input_std, *args[1:]))
 
     What it costs:
         Nothing; the two numbers a feature belong to the model and are needed wherever it runs.
@@ -50,4 +60,23 @@ def standardize_input(case: Case) -> Prescription | None:
     if any("Embedding" in site.kind for site in case.run.sites):
         return None
     expected = "the first layer works at the size its init is made for"
-    return advise(standardize_input, expected=expected, at=case.lines())
+    text = lines(standardize_input)
+    if any(kind.startswith("Conv") for kind in case.weight_kinds):
+        axes = "(0, 2, 3), keepdim=True)[0]"  # a channel each
+        text = text.replace("(samples, features)", "(samples, channels, height, width)")
+        text = text.replace("mean(0)", f"mean({axes}").replace("std(0)", f"std({axes}")
+    if per == "all":
+        text = re.sub("^std = .*$", "std = (x_train - mean).std()", text, flags=re.MULTILINE)
+    settings = {} if per == "feature" else {"per": per}
+    return advise(standardize_input, expected=expected, code=text, at=case.lines(), **settings)
+
+
+GRID = ({"per": "feature"}, {"per": "all"})
+
+
+@acting
+def apply(setup: TrainSetup, *, per: str = "feature") -> None:
+    """Standardise the model's first input with numbers from the first batches; they join its buffers."""
+    from gradwell.surgery.blocks import standardize
+
+    standardize(setup, per)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+from gradwell.shelf import shelf
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("vanishing_gradient", "activation_slope", 1),
@@ -18,15 +25,12 @@ TREATS = (
     Treats("rank_collapse", "activation_slope", 4),
 )
 
-_NEW = {"relu": "nn.ReLU()", "leaky_relu": "nn.LeakyReLU(0.01)", "tanh": "nn.Tanh()"}
-_NEW_FUNCTION = {"relu": "F.relu(x)", "leaky_relu": "F.leaky_relu(x, 0.01)", "tanh": "torch.tanh(x)"}
-
 
 def swap_activation(case: Case, *, to: str = "") -> Prescription | None:
     """Puts an activation in the hidden layers that is steep where the units are.
 
-    `to`: "relu", "leaky_relu", "tanh"; "" takes leaky_relu for dead units, tanh for one that grows without bound,
-    identity (logits) for a saturated output, relu otherwise.
+    `to`: the id of any activation but maxout; "" takes leaky_relu for dead units, tanh for one that grows without
+    bound, identity (logits) for a saturated output, relu otherwise.
 
     What it does:
         A sigmoid is at most 1/4 steep, so each layer divides the gradient by 4 or more whatever the weights. ReLU has
@@ -37,7 +41,7 @@ def swap_activation(case: Case, *, to: str = "") -> Prescription | None:
         from torch import nn
 
         # after `model = ...`
-        for name in [n for n, m in model.named_modules() if isinstance(m, nn.Sigmoid)]:
+        for name in [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Sigmoid)]:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.ReLU())
 
@@ -47,7 +51,7 @@ def swap_activation(case: Case, *, to: str = "") -> Prescription | None:
     When it fails:
         Alone, when the weights are too small as well: 20 sigmoid layers at PyTorch's default need ReLU and He together
         (measured: either alone is not enough). ReLU units can die at high learning rates. A sigmoid that is meant (a
-        gate, a probability) must stay.
+        gate, a probability) must stay. SELU wants LeCun's init. Weight decay pulls the slope of a PReLU to 0.
 
     Source:
         Nair and Hinton 2010; Glorot, Bordes and Bengio 2011; Maas et al. 2013.
@@ -82,16 +86,37 @@ def code(case: Case, to: str) -> str:
     old = case.torch_class(case.activation)
     if not old:
         here = f"{case.activation}(x)" if case.activation else "the old activation"
-        return f"# in forward(): {_NEW_FUNCTION[to]} instead of {here}"
+        return f"# in forward(): {_function(to)} instead of {here}"
     keep = "[:-1]" if case.output_activation == case.activation else ""
     note = "  # the last one is the output and stays" if keep else ""
+    head, new = _new(to)
     return f"""from torch import nn
-
-names = [n for n, m in model.named_modules() if isinstance(m, {old})]{keep}{note}
+{head}
+names = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, {old})]{keep}{note}
 for name in names:
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, {_NEW[to]})"""
+    setattr(model.get_submodule(parent), child, {new})"""
 
+
+def _new(to: str) -> tuple[str, str]:
+    """Lines that define an activation which torch has no module for, and the call that makes one."""
+    made: str = shelf("gradwell.theory.activations")[to].fact("CODE")
+    if made.startswith("nn."):
+        return "", made
+    name = to.title().replace("_", "")
+    imports = "import torch\n" if "torch." in made else ""
+    return f"{imports}\n\nclass {name}(nn.Module):\n    def forward(self, x):\n        return {made}\n\n", f"{name}()"
+
+
+def _function(to: str) -> str:
+    """The activation as a function of x."""
+    entry = shelf("gradwell.theory.activations")[to]
+    made: str = entry.fact("CODE")
+    lower = next((name for name in entry.fact("TORCH") if name.islower() and not name.endswith("_")), "")
+    return f"{_HOMES.get(to, 'F')}.{lower}(x)" if made.startswith("nn.") and lower else made.replace("nn.", "F.")
+
+
+_HOMES = {"tanh": "torch", "sigmoid": "torch"}
 
 _LOSS = {
     "sigmoid": ("nn.BCEWithLogitsLoss()", "contains the sigmoid"),
@@ -114,3 +139,20 @@ for name in [n for n, m in model.named_modules() if isinstance(m, {old})][-1:]: 
     text = f"from torch import nn\n{remove if old else comment}\nloss_fn = {loss}  # {why}"
     expected = "the gradient at the output becomes (prediction - target), which a wrong answer cannot make small"
     return advise(swap_activation, expected=expected, code=text, at=case.lines(), to="identity", where="output")
+
+
+GRID = ({"to": "relu"}, {"to": "leaky_relu"}, {"to": "prelu"}, {"to": "elu"}, {"to": "gelu"}, {"to": "tanh"})
+
+
+@acting
+def apply(setup: TrainSetup, *, to: str = "", where: str = "") -> None:
+    """Swap the most frequent activation of the hidden layers, module or function; gates and the output stay.
+
+    `where="output"` swaps what stands behind the last weight layer instead.
+    """
+    from gradwell.surgery.swap import swap_hidden, swap_output
+
+    if where == "output":
+        swap_output(setup, to or "identity")
+    else:
+        swap_hidden(setup, to or "relu")

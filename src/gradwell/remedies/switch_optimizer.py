@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.run import finite
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting, already
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("undersized_update", "", 1),
@@ -21,7 +27,7 @@ _ADAM_EPS = 1e-8
 def switch_optimizer(case: Case, *, to: str = "AdamW", lr: float = 1e-3) -> Prescription | None:
     """Replaces plain SGD by an optimizer that divides each parameter's step by its gradient's usual size.
 
-    `to`: class in `torch.optim`; `lr`: its learning rate.
+    `to`: class in `torch.optim`, "AdamW", "Adam", "RMSprop" or "Adagrad"; `lr`: its learning rate.
 
     What it does:
         Adam's step is about lr in every element, so layers with small gradients move too: default ReLU with 8 layers is
@@ -30,7 +36,7 @@ def switch_optimizer(case: Case, *, to: str = "AdamW", lr: float = 1e-3) -> Pres
     In your code:
         import torch
 
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)  # or Adam, RMSprop, Adagrad
 
     What it costs:
         Two numbers of memory a parameter. The learning rate must be found again.
@@ -52,3 +58,19 @@ def switch_optimizer(case: Case, *, to: str = "AdamW", lr: float = 1e-3) -> Pres
 def _below_eps(case: Case) -> bool:
     """True when some parameter's gradient is so small that Adam's eps swallows it."""
     return min(finite(case.step.params.get("grad_rms", [])), default=1.0) < 10 * _ADAM_EPS
+
+
+GRID = ({"to": "AdamW"}, {"to": "Adam"}, {"to": "RMSprop"}, {"to": "Adagrad", "lr": 0.01})
+
+
+@acting
+def apply(setup: TrainSetup, *, to: str = "AdamW", lr: float = 1e-3) -> None:
+    """Make another optimizer; groups of the old one and their own rates are lost, as in the pasted line."""
+    from functools import partial
+
+    from gradwell.surgery.optimizers import known
+
+    kind = known(to)
+    if type(setup.optimizer()) is kind:
+        raise already(to)
+    setup.make_optimizer = partial(kind, lr=lr)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("loss_spike", "", 3),
@@ -45,3 +51,12 @@ def warmup(case: Case, *, steps: int | None = None) -> Prescription | None:
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / {steps}))
 # after each optimizer.step(): scheduler.step()"""
     return advise(warmup, expected="the first steps are small enough for the curved start", code=text, steps=steps)
+
+
+GRID = ({"steps": 10}, {"steps": 100})
+
+
+@acting
+def apply(setup: TrainSetup, *, steps: int = 500) -> None:
+    """Raise the rate linearly over the first steps."""
+    setup.warmup_steps = steps

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gradwell.records.verdict import Prescription
+from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
 from gradwell.remedies._code import advise
+
+if TYPE_CHECKING:
+    from gradwell.surgery.setup import TrainSetup
 
 TREATS = (
     Treats("exploding_gradient", "weight_gain", 5),
@@ -43,3 +49,17 @@ def weight_decay(case: Case, *, decay: float = 0.01) -> Prescription | None:
     expected = "weights stop growing; those that are too large already shrink slowly"
     text = f'for group in optimizer.param_groups:\n    group["weight_decay"] = {decay:g}'
     return advise(weight_decay, expected=expected, code=text, decay=decay)
+
+
+GRID = ({"decay": 1e-4}, {"decay": 0.01})
+
+
+@acting
+def apply(setup: TrainSetup, *, decay: float = 0.01) -> None:
+    """Set the weight decay of every group; refused where the optimizer has none."""
+    from gradwell.errors import Refused
+
+    optimizer = setup.optimizer()
+    if "weight_decay" not in optimizer.defaults:
+        raise Refused(f"{type(optimizer).__name__} has no weight decay; switch to AdamW or SGD.")
+    setup.weight_decay = decay

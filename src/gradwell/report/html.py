@@ -30,8 +30,10 @@ from gradwell.records.text import (
     total,
     words,
 )
+from gradwell.records.treatment import Treatment
 from gradwell.records.verdict import Attribution, Diagnosis
 from gradwell.report import figures
+from gradwell.report.before_after import content
 from gradwell.report.figures import BLUE, DARK, GREY, INK, LINES, PAPER, STRIP, VERMILLION
 
 SIGNS = {"healthy": "●", "undecided": "?", "mild": "■", "serious": "■", "fatal": "■"}
@@ -40,20 +42,23 @@ TONES = {"healthy": "ok", "undecided": "grey", "mild": "mild", "serious": "bad",
 COLUMNS = ("layer", "kind", "log10 gain", "act rms", "zeros", "dead", "saturated", "grad rms", "update ratio", "source")
 
 
-def report_html(diagnosis: Diagnosis, *, run: Run | None = None, static: bool = False) -> str:
+def report_html(
+    diagnosis: Diagnosis, *, run: Run | None = None, treatment: Treatment | None = None, static: bool = False
+) -> str:
     """The diagnosis as one page: verdict, what to try, profile, causes, layers, what was not checked, method, text.
 
-    `run` adds its events. `static` leaves scripts out; there are none yet, so it changes nothing today.
+    `run` adds its events, `treatment` what was tried, with before and after. `static` leaves scripts out; there are
+    none yet, so it changes nothing today.
     """
     del static
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gradwell", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["clean"] = clean
-    return environment.get_template("template.html.j2").render(**_content(diagnosis, run))
+    return environment.get_template("template.html.j2").render(**_content(diagnosis, run, treatment))
 
 
-def _content(diagnosis: Diagnosis, run: Run | None) -> dict[str, Any]:
+def _content(diagnosis: Diagnosis, run: Run | None, treatment: Treatment | None) -> dict[str, Any]:
     """Everything that the template shows, as words and tables."""
     return {
         "title": _title(diagnosis),
@@ -62,6 +67,7 @@ def _content(diagnosis: Diagnosis, run: Run | None) -> dict[str, Any]:
         "prescriptions": [
             {"remedies": remedies(p), "expected": p.expected, "code": p.in_your_code} for p in diagnosis.prescriptions
         ],
+        "treatment": None if treatment is None else content(treatment),
         "profile": _profile(diagnosis),
         "causes": [_causes(diagnosis, index) for index in by_severity(diagnosis) if diagnosis.causes(index)],
         "columns": COLUMNS,

@@ -1,14 +1,17 @@
-"""A diagnosis in a notebook: text, and HTML that also shows where scripts are not trusted."""
+"""Results in a notebook: text, and HTML that also shows where scripts are not trusted."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
+from itertools import accumulate
 
 from gradwell.records.numbers import size
+from gradwell.records.run import Run
 from gradwell.records.text import clean, gain_words, label, last_rows, render, render_line, worst_first
 from gradwell.records.verdict import Diagnosis
-from gradwell.report import figures
+from gradwell.report import figures, lessons
 from gradwell.report.html import sign
 
 ROWS = 8
@@ -17,6 +20,36 @@ ROWS = 8
 def mimebundle(diagnosis: Diagnosis) -> dict[str, str]:
     """What Jupyter shows: `text/plain`, and `text/html` with the profile as an image and the worst layers."""
     return {"text/plain": render(diagnosis), "text/html": _html(diagnosis)}
+
+
+def run_mimebundle(run: Run) -> dict[str, str]:
+    """A run: how far it is in one line, then its diagnosis."""
+    line, diagnosis = run_words(run), mimebundle(run.diagnose())
+    return {
+        "text/plain": f"{line}\n\n{diagnosis['text/plain']}",
+        "text/html": f"<p>{_safe(line)}</p>{diagnosis['text/html']}",
+    }
+
+
+def run_words(run: Run) -> str:
+    """How far a run is: steps, loss, how it ended."""
+    if not run.steps:
+        return "No step has been sampled yet."
+    ended = next((event for event in reversed(run.events) if event.event == "ended"), None)
+    steps = run.steps[-1].step + 1 if ended is None else ended.detail.get("steps", run.steps[-1].step + 1)
+    losses = [step.loss for step in run.steps if step.loss is not None]
+    change = f", loss {size(losses[0])} at the first and {size(losses[-1])} at the last sampled step" if losses else ""
+    state = "so far" if ended is None else f"({ended.detail.get('reason', 'ended')})"
+    return f"{steps} step{'s' if steps != 1 else ''} {state}{change}."
+
+
+def prediction_mimebundle(text: str, gains: Sequence[float]) -> dict[str, str]:
+    """A prediction: its text, and the gradient that arrives at each layer (or goes back so many time steps)."""
+    sums = [*accumulate(reversed(gains))][::-1]
+    said = f"Predicted gradient at each of {len(sums)} places, from {gain_words(sums[0])} decades."
+    curve = lessons.predicted("predicted", range(1, len(sums) + 1), sums)
+    spec = lessons.lines([curve], title="Predicted gradient", x="layer or time step", y="log10 gain", said=said)
+    return {"text/plain": text, "text/html": f"<pre>{escape(text)}</pre>{_picture(spec, 'prediction', said)}"}
 
 
 def _html(diagnosis: Diagnosis) -> str:
@@ -31,10 +64,12 @@ def _html(diagnosis: Diagnosis) -> str:
 def _image(diagnosis: Diagnosis) -> str:
     if not any(row.log10_gain is not None for row in diagnosis.profile):
         return ""
-    svg = figures.to_svg(figures.depth_profile(diagnosis), name="profile", paper=True)
-    data = base64.b64encode(svg.encode()).decode()
-    said = _safe(figures.profile_words(diagnosis))
-    return f'<img alt="Depth profile. {said}" src="data:image/svg+xml;base64,{data}" style="max-width:100%">'
+    return _picture(figures.depth_profile(diagnosis), "profile", f"Depth profile. {figures.profile_words(diagnosis)}")
+
+
+def _picture(spec: figures.Spec, name: str, said: str) -> str:
+    data = base64.b64encode(figures.to_svg(spec, name=name, paper=True).encode()).decode()
+    return f'<img alt="{_safe(said)}" src="data:image/svg+xml;base64,{data}" style="max-width:100%">'
 
 
 def _table(diagnosis: Diagnosis) -> str:

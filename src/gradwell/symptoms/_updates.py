@@ -10,6 +10,8 @@ from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Where
 from gradwell.symptoms._words import needs_steps, where
 
+NO_UPDATE = "no update of a weight matrix was seen: there is no optimizer, or it took no step."
+
 
 def ratios(run: Run) -> list[tuple[Step, float]]:
     """(step, median of update / weight over the weight matrices) of each sampled step that has one.
@@ -17,10 +19,12 @@ def ratios(run: Run) -> list[tuple[Step, float]]:
     Raises `NotMeasurable` where no update of a weight matrix was seen.
     """
     needs_steps(run)
+    if not any(x is not None for step in run.steps for x in step.params.get("update_rms", ())):
+        raise NotMeasurable(NO_UPDATE)
     grown = {i for i, _ in enumerate(run.header.params) if any(step.of("weight_rms", i) == 0 for step in run.steps)}
     found = [(step, median_low(values)) for step in run.steps if (values := [r for _, r in matrices(run, step, grown)])]
     if not found:
-        raise NotMeasurable("no update of a weight matrix was seen: there is no optimizer, or it took no step.")
+        raise NotMeasurable(NO_UPDATE)
     return found
 
 

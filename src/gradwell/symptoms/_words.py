@@ -66,7 +66,7 @@ def adaptive(run: Run) -> bool | None:
     if run.optimizer is not None:
         return run.optimizer.adaptive
     for step in reversed(run.steps):
-        pairs = [(step.of("grad_rms", i), step.of("update_rms", i)) for i in range(len(run.header.params))]
+        pairs = zip(step.params.get("grad_rms", ()), step.params.get("update_rms", ()), strict=False)
         rates = [update / grad for grad, update in pairs if grad and update]
         if len(rates) > 1 and all(math.isfinite(rate) for rate in rates):
             return None if max(rates) > 1.1 * min(rates) else False

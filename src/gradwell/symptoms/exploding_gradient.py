@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gradwell.measure.flow import ledger
-from gradwell.measure.profile import course, layers, profile
+from gradwell.measure.profile import course, layers, normalised, through_depth
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades, times
 from gradwell.records.run import Run, Step
@@ -62,21 +62,24 @@ def exploding_gradient(
 
     How it is measured:
         E = largest log10 |delta_l| / |delta_out| over the trunk, the sites that carry more than half of the gradient's
-        flow; delta_l is dLoss/d(output of l), the L2 norm per sample. `mild`, `serious`, `fatal` in decades; without an
-        optimizer at most serious. Over several sampled steps the median of the last third counts; when only the start
+        flow; delta_l is dLoss/d(output of l), the L2 norm per sample. What a normalisation reads is left out: it
+        divides by the scale of what it reads, so the gradient is large there where that is small, and a step that is
+        too large makes it larger. `mild`, `serious`, `fatal` in decades; without an optimizer at most serious. Over
+        several sampled steps the median of the last third counts; when only the start
         was bad, the finding is mild. Gradients that are NaN or infinite are the business of `nonfinite_value`.
 
     When it is no problem:
         Half a decade up or down is luck at width 64. Batch norm without shortcuts grows by a factor 1.2 a layer: 12
-        layers of it are fine, 20 train twice to three times more slowly, 30 ten times.
+        layers of it are fine, 20 train twice to three times more slowly, 30 ten times. A class token that starts at
+        zero in front of a layer norm has a gradient 10^4 times that of the output, and is gone after one step.
 
     What helps first:
         An initialisation that fits the activation; a normalisation in each layer; a smaller scale on the branches of
         a residual net (1 / sqrt(number of blocks)); clipping by norm against single jumps.
 
     Source:
-        Pascanu, Mikolov and Bengio 2013; Poole et al. 2016; Yang et al. 2019 for batch norm. Bounds:
-        docs/calibration.md.
+        Pascanu, Mikolov and Bengio 2013; Poole et al. 2016; Yang et al. 2019 for batch norm; Arora, Li and Lyu 2019 for
+        weights in front of a normalisation. Bounds: docs/calibration.md; docs/architectures.md.
     """
     bounds = (mild, serious, fatal)
     yield from worst(found for way in needs_depth(run) for found in _judge(way, bounds))
@@ -105,13 +108,17 @@ def _judge(run: Run, bounds: Sequence[float]) -> Iterator[Finding]:
 
 def grown(run: Run, step: Step) -> float | None:
     """E: decades that the gradient grows on the trunk at most; None where it was not measured or is not finite."""
-    gains = [gain for _, gain in profile(run.sites, step) if math.isfinite(gain)]
-    return max(gains) if gains else None
+    return max((gain for _, gain in _gains(run, step)), default=None)
 
 
 def _loudest(run: Run, step: Step) -> int:
-    gains = [(i, gain) for i, gain in profile(run.sites, step) if math.isfinite(gain)]
-    return max(gains, key=lambda pair: pair[1])[0]
+    return max(_gains(run, step), key=lambda pair: pair[1])[0]
+
+
+def _gains(run: Run, step: Step) -> list[tuple[int, float]]:
+    """The finite part of the profile, without the sites whose scale the next normalisation takes away."""
+    read = normalised(run.sites, step)
+    return [(i, gain) for i, gain in through_depth(run.sites, step) if math.isfinite(gain) and i not in read]
 
 
 def _places(run: Run, step: Step) -> list[Where]:

@@ -10,7 +10,7 @@ import msgspec
 from gradwell.measure.profile import in_order
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Site, Step
-from gradwell.records.verdict import Evidence, Finding, Where
+from gradwell.records.verdict import Evidence, Finding, Severity, Where
 from gradwell.symptoms._words import judged_at, needs_steps, place, where
 
 ORDER = 0
@@ -39,7 +39,8 @@ def nonfinite_value(run: Run) -> Iterator[Finding]:
 
     When it is no problem:
         Infinities on purpose, such as masked attention scores, while loss and gradients stay finite: they are not
-        reported. Gradients that overflow now and then under a loss scaler, which skips those steps.
+        reported. Gradients that overflow now and then under a loss scaler, which skips those steps. It is mild where
+        `gw.watch(rescue=True)` has skipped those steps.
 
     What helps first:
         Look at the birthplace: exp, log, sqrt and divisions need a bound or an eps; a lower learning rate or clipping
@@ -62,13 +63,23 @@ def nonfinite_value(run: Run) -> Iterator[Finding]:
         text = f"{birth.words} {birth.when} step {step.step}"
         if first < step.step:
             text = f"the loss is {events[0].detail.get('loss')} at step {first}, which was not sampled; then {text}"
-        yield Finding("nonfinite_value", "fatal", birth.where, first, broken[-1][0].step, evidence, text)
+        severity, rest = _survived(run, [first, *(step.step for step, _ in broken)])
+        yield Finding("nonfinite_value", severity, birth.where, first, broken[-1][0].step, evidence, text + rest)
     elif events:
         value = events[0].detail.get("loss")
         number = float(value) if isinstance(value, (int, float, str)) else math.nan
         text = f"the loss is {number:g} at step {events[0].step}; that step was not sampled, so the layer is not known"
         evidence = [Evidence("loss", number, "")]
-        yield Finding("nonfinite_value", "fatal", [], events[0].step, events[-1].step, evidence, text)
+        severity, rest = _survived(run, [event.step for event in events])
+        yield Finding("nonfinite_value", severity, [], events[0].step, events[-1].step, evidence, text + rest)
+
+
+def _survived(run: Run, steps: list[int]) -> tuple[Severity, str]:
+    """How bad it is: mild where a rescue has skipped each of these steps, so that the weights never saw them."""
+    skipped = {event.step for event in run.events if event.event == "rescue"}
+    if not skipped.issuperset(steps):
+        return "fatal", ""
+    return "mild", f"; rescue has skipped {len(skipped)} step{'s' if len(skipped) > 1 else ''}, the weights are finite"
 
 
 class _Birth(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from gradwell.measure.profile import course
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
-from gradwell.symptoms._units import fractions, hidden
+from gradwell.symptoms._units import fractions, hidden, kinds_with
 from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where
 
 ORDER = 4
@@ -42,7 +42,7 @@ def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal:
     How it is measured:
         An activation that is flat on both sides (sigmoid, tanh and their kin; a fact of the shelf of activations) is
         saturated where its slope is below 1/20 of the largest: for tanh |h| > 2.2, for sigmoid |h| > 4.4; the slope is
-        gradient out over gradient in. U = -sum of log10(1 - saturated share) over the hidden layers, each weighted with
+        gradient out over gradient in. The zeros of ReLU6 do not count: they are ReLU's. U = -sum of log10(1 - saturated share) over the hidden layers, each weighted with
         the share of the flow that passes it and counted with 2 decades at most: the decades by which open ways through
         the net are fewer. `mild`, `serious`, `fatal` in decades. Over several sampled steps the median of the last
         third counts.
@@ -66,7 +66,7 @@ def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal:
     if severity is None:
         return
     step = judged.last_step
-    found = sorted(fractions(run, step, "saturated_frac", "SATURATES"), key=lambda pair: -pair[1])
+    found = sorted(shares(run, step), key=lambda pair: -pair[1])
     sites = [run.sites[i] for i, share in found if share >= 0.5 * found[0][1]]
     first, last = span(judged, mild)
     text = f"{100 * found[0][1]:.0f} % of the outputs of {place(sites[0])} lie where {sites[0].kind} is flat"
@@ -83,9 +83,22 @@ def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal:
 
 def shut(run: Run, step: Step) -> float | None:
     """U: decades by which saturation thins out the ways through the net; None where no slope was measured."""
-    found = fractions(run, step, "saturated_frac", "SATURATES")
+    found = shares(run, step)
     if not found:
         return None
     return math.fsum(
         max(step.at("flow", i) or 0.0, 0.0) * min(MOST, -math.log10(max(1 - share, 1e-9))) for i, share in found
     )
+
+
+def shares(run: Run, step: Step) -> list[tuple[int, float]]:
+    """(index, saturated share) of the hidden activations that are flat on both sides.
+
+    Zeros of one that can die (ReLU6) are at rest and not at the ceiling: the share is that of the others.
+    """
+    resting = kinds_with("CAN_DIE")
+    found = []
+    for i, share in fractions(run, step, "saturated_frac", "SATURATES"):
+        rest = (step.at("zero_frac", i) or 0.0) if run.sites[i].kind in resting else 0.0
+        found.append((i, max(0.0, (share - rest) / (1 - rest)) if rest < 1 else 0.0))
+    return found

@@ -60,13 +60,14 @@ def symmetric_units(run: Run, *, mild: float = 0.5, serious: float = 0.9, fatal:
         Rumelhart, Hinton and Williams 1986; Goodfellow, Bengio and Courville 2016, section 8.4.
     """
     needs_steps(run)
-    if not any(shares(run, step) for step in run.steps):
+    known = {id(step): shares(run, step) for step in run.steps}
+    if not any(known.values()):
         raise NotMeasurable("there is no hidden layer with two or more units whose gradient was seen.")
     bounds = (mild, serious, math.inf)
-    whole = course(run, lambda step: worst_share(run, step))
+    whole = course(run, lambda step: max((share for _, share in known[id(step)]), default=None))
     if whole is None:
         return
-    step, found = whole.last_step, dict(shares(run, whole.last_step))
+    step, found = whole.last_step, dict(known[id(whole.last_step)])
     severity = grade(whole.end, bounds)
     if severity is None:
         return

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gradwell.measure.flow import Ledger, ledger
-from gradwell.measure.profile import Course, course, layers, pooled, profile, trunk, weight_of
+from gradwell.measure.profile import Course, course, layers, pooled, through_depth, trunk, weight_of
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades, size, times
 from gradwell.records.run import Run, Step, finite
@@ -24,8 +24,11 @@ from gradwell.symptoms._words import (
     where,
     worst,
 )
+from gradwell.symptoms.gradient_underflow import SMALLEST
 
 ORDER = 1
+FAR = 1e6
+"""Times the smallest number of the format: a gradient above it does not underflow within one step of the way."""
 CULPRIT = 0.25
 """Share of the total from which on a single site is named."""
 
@@ -44,6 +47,7 @@ HEALTHY = (
     NetConfig(depth=20, activation="tanh", init="lecun"),
     NetConfig(depth=10, activation="sigmoid", init="centred_sigmoid"),
     NetConfig(kind="residual", depth=24, norm="layer"),
+    NetConfig(kind="residual", depth=6, init="fixup"),
     NetConfig(kind="transformer", depth=6, width=32, optimizer="Adam", lr=1e-3),
     NetConfig(kind="cnn", depth=4, width=16, init="he"),
 )
@@ -76,8 +80,9 @@ def vanishing_gradient(
         `adaptive_mild`, `adaptive_serious`, `adaptive_fatal` for adaptive optimizers while the smallest gradient (RMS
         per element) is at least `eps_margin` times their eps. Without an optimizer the adaptive bounds hold and the
         finding is at most serious. An exact zero is fatal, but for one behind a layer of dead units, which is the
-        business of `dead_units`. Over several sampled steps the median of the last third counts; when only the start
-        was bad, the finding is mild and says when it was over.
+        business of `dead_units`, one of a branch that this batch does not use (a mask of zeros), and one behind a
+        weight that starts at zero and is about to move (Fixup's head). Over several sampled steps the median of the
+        last third counts; when only the start was bad, the finding is mild and says when it was over.
 
     When it is no problem:
         Behind shortcuts: the branch may vanish while the trunk does not. Late in training, when the loss is near
@@ -105,13 +110,34 @@ def lost(run: Run, step: Step) -> float | None:
 
 def _gains(run: Run, step: Step) -> list[tuple[int, float]]:
     """The profile of the trunk without nan, and without what lies behind a layer of dead units."""
-    found = [(i, gain) for i, gain in profile(run.sites, step) if not math.isnan(gain)]
+    found = [(i, gain) for i, gain in through_depth(run.sites, step) if not math.isnan(gain)]
     zeros = [n for n, (_, gain) in enumerate(found) if gain == -math.inf]
     if zeros and zeros[-1] + 1 < len(found):
         cut = found[zeros[-1] + 1][0]
-        if run.sites[cut].role == "activation" and step.at("act_rms", cut) == 0:
+        if _dead(run, step, cut) or _masked(run, step, cut) or _waits(run, step, cut):
             return found[zeros[-1] + 1 :]
     return found
+
+
+def _dead(run: Run, step: Step, index: int) -> bool:
+    return run.sites[index].role == "activation" and step.at("act_rms", index) == 0
+
+
+def _waits(run: Run, step: Step, index: int) -> bool:
+    """True where a weight is exactly zero and about to move: a head or a branch that starts at zero on purpose."""
+    weight = weight_of(run, index)
+    return weight is not None and step.of("weight_rms", weight) == 0 and bool(step.of("grad_rms", weight))
+
+
+def _masked(run: Run, step: Step, index: int) -> bool:
+    """True where a site sends on a gradient of ordinary size and nothing of it arrives: something between multiplies
+    with zeros or chooses another branch, as `torch.where` does for an input that this batch has not.
+    """
+    arrived, gain = step.at("delta_norm", index), step.at("leaf_gain", index)
+    smallest = SMALLEST.get(run.header.dtype)
+    if not arrived or gain is None or smallest is None or not math.isfinite(arrived) or not math.isfinite(gain):
+        return False
+    return arrived * 10**gain > FAR * smallest
 
 
 class _Judge:

@@ -1,0 +1,220 @@
+"""One pass over a batch to learn what a model does: which leaf is called when, what is a gate, where branches end.
+
+Module order says little (a list may be called in any order, and functions have no place in it); a pass says it all.
+The pass leaves no trace: buffers, modes, gradients and random numbers are put back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradwell.errors import Refused
+from gradwell.probe import kinds
+from gradwell.probe.graph import Graph, Key
+from gradwell.probe.names import Names
+from gradwell.probe.preserve import preserved
+from gradwell.probe.tape import Tape, Visit
+from gradwell.shelf import shelf
+from gradwell.surgery.setup import TrainSetup
+
+
+@dataclass
+class Call:
+    """One call of a leaf module, or of a functional activation inside the forward of module `name`.
+
+    `activation`: id on the shelf, "" for others. `in_shape`: of a module's first tensor; () for a function. `number`:
+    the how-manyeth call of `function` in one run of that forward (from 0). `gate`: the output is multiplied with
+    another signal.
+    """
+
+    name: str
+    kind: str
+    role: str
+    function: str = ""
+    number: int = 0
+    activation: str = ""
+    gate: bool = False
+    in_shape: tuple[int, ...] = ()
+    out_shape: tuple[int, ...] = ()
+    keys: list[Key] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What names the call in the model."""
+        return self.name, self.function, self.number
+
+
+@dataclass
+class Branch:
+    """A path beside a shortcut: its calls in order, and the last one, to which a scale can be tied."""
+
+    end: Call
+    calls: list[Call]
+
+
+@dataclass
+class Pass:
+    """The calls of one forward pass in order, and the graph from its loss."""
+
+    calls: list[Call]
+    graph: Graph
+
+    @property
+    def weights(self) -> list[Call]:
+        """Calls of weight layers."""
+        return [call for call in self.calls if call.role == "weight"]
+
+    @property
+    def hidden_activations(self) -> list[Call]:
+        """Activations before the last weight layer, gates left out."""
+        last = max((i for i, call in enumerate(self.calls) if call.role == "weight"), default=len(self.calls))
+        return [call for call in self.calls[:last] if call.activation and not call.gate]
+
+    @property
+    def activation(self) -> str:
+        """Id of the most frequent hidden activation, "" without one."""
+        found = Counter(call.activation for call in self.hidden_activations if call.activation != "identity")
+        return found.most_common(1)[0][0] if found else ""
+
+    @property
+    def output_activations(self) -> list[Call]:
+        """Activations behind the last weight layer."""
+        last = max((i for i, call in enumerate(self.calls) if call.role == "weight"), default=len(self.calls))
+        return [call for call in self.calls[last + 1 :] if call.activation and call.activation != "identity"]
+
+    def branches(self) -> list[Branch]:
+        """The paths beside shortcuts, in order: sums of a signal with something computed from it."""
+        by_node: dict[int, list[Call]] = {}
+        for call in self.calls:
+            for key in call.keys:
+                by_node.setdefault(key[0], []).append(call)
+        found = []
+        for seq in self.graph.order:
+            keys = [key for key in self.graph.edges[seq] if key is not None]
+            if self.graph.name(seq) == "AddBackward0" and len(keys) == 2:
+                branch = self._branch(keys[0], keys[1], by_node)
+                if branch is not None:
+                    found.append(branch)
+        return found
+
+    def _branch(self, a: Key, b: Key, by_node: dict[int, list[Call]]) -> Branch | None:
+        above_a, above_b = self._ancestors(a), self._ancestors(b)
+        if not above_a & above_b:
+            return None  # two sources are added, an embedding and its positions: no shortcut
+        sides = [(a, above_a - above_b), (b, above_b - above_a)]
+        insides = [[call for n in sorted(nodes) for call in by_node.get(n, [])] for _, nodes in sides]
+        number = 0 if _working(insides[0]) > _working(insides[1]) else 1
+        calls, holds = insides[number], _working(insides[number]) > 0
+        end = self._end(sides[number][0], by_node)
+        if end in calls[1:] and "Dropout" in end.kind:
+            end = calls[calls.index(end) - 1]  # dropout is linear, and the layer before has a name that says more
+        return Branch(end, calls) if end is not None and holds and end in calls else None
+
+    def _ancestors(self, key: Key) -> set[int]:
+        """The node and all it was computed from."""
+        seen: set[int] = set()
+        stack = [key[0]]
+        while stack:
+            seq = stack.pop()
+            if seq not in seen:
+                seen.add(seq)
+                stack += [k[0] for k in self.graph.edges[seq] if k is not None]
+        return seen
+
+    def _end(self, key: Key, by_node: dict[int, list[Call]]) -> Call | None:
+        """The call whose output this is, seen through factors and views."""
+        seq = key[0]
+        while seq not in by_node:
+            keys = [k for k in self.graph.edges[seq] if k is not None]
+            if len(keys) != 1:
+                return None
+            seq = keys[0][0]
+        return by_node[seq][-1]
+
+
+def _working(calls: list[Call]) -> int:
+    """Number of layers that compute something with weights."""
+    return sum(call.role == "weight" or "Attention" in call.kind for call in calls)
+
+
+def observe(setup: TrainSetup, batch: Any = None) -> Pass:
+    """Run the loss once (default: on the first batch) and note the calls; raises `Refused` without data."""
+    model = setup.model
+    batch = setup.batch() if batch is None else batch
+    names = Names()
+    names.root(model, "")
+    tape = Tape(names)
+    entered: list[Entry] = []
+    handles = [module.register_forward_pre_hook(_Enter(entered, tape, name)) for name, module in model.named_modules()]
+    with preserved(model), torch.enable_grad():
+        tape.start()
+        try:
+            loss = setup.loss_fn(model, batch)
+        finally:
+            tape.stop()
+            for handle in handles:
+                handle.remove()
+    if not isinstance(loss, Tensor) or loss.grad_fn is None:
+        raise Refused("loss_fn gave no loss with a gradient on this model, so nothing can be learned about its layers.")
+    graph = Graph([loss.grad_fn])
+    calls = _calls(tape.visits, entered, graph, type(model).__name__)
+    return Pass(calls, graph)
+
+
+class Entry(NamedTuple):
+    """A forward began: after how many visits, of which module, on a tensor of which shape."""
+
+    start: int
+    name: str
+    shape: tuple[int, ...]
+
+
+class _Enter:
+    """Notes where the forward of a module began."""
+
+    def __init__(self, entered: list[Entry], tape: Tape, name: str) -> None:
+        self.entered, self.tape, self.name = entered, tape, name
+
+    def __call__(self, _: nn.Module, args: Any) -> None:
+        shape = next((tuple(arg.shape) for arg in args if isinstance(arg, Tensor)), ())
+        self.entered.append(Entry(len(self.tape.visits), self.name, shape))
+
+
+def _calls(visits: list[Visit], entered: list[Entry], graph: Graph, root: str) -> list[Call]:
+    gated = _gated(graph)
+    calls: list[Call] = []
+    for index, visit in enumerate(visits):
+        keys = [key for key, _ in visit.where_out if key[0] in graph.nodes]
+        if not keys:
+            continue  # the loss does not see it
+        call = Call(visit.name, visit.kind, visit.role, keys=keys, out_shape=visit.out_shape)
+        known = kinds.activation_names().get(visit.kind)
+        call.activation = known[0] if known and visit.role == "activation" else ""
+        if visit.name.endswith("()"):
+            call.function, call.name = visit.kind, visit.name.rpartition(".")[0]
+        elif visit.name == root:
+            call.name = ""
+        begun = max((e for e in entered if e.name == call.name and e.start <= index), default=Entry(0, "", ()))
+        if call.function:
+            call.number = sum(v.name == visit.name for v in visits[begun.start : index])
+        else:
+            call.in_shape = begun.shape
+        saturates = call.activation and shelf("gradwell.theory.activations")[call.activation].fact("SATURATES")
+        call.gate = bool(saturates) and any(key in gated for key in keys)
+        calls.append(call)
+    return calls
+
+
+def _gated(graph: Graph) -> set[Key]:
+    """Keys that are multiplied with another computed signal."""
+    found = set()
+    for seq in graph.nodes:
+        keys = [key for key in graph.edges[seq] if key is not None]
+        if graph.name(seq) == "MulBackward0" and len(keys) == 2:
+            found.update(keys)
+    return found

@@ -1,0 +1,260 @@
+"""The course of a trial: how long runs may be, screening by successive halving, judging on fresh seeds.
+
+Every arm, the baseline among them, has its learning rate chosen on the screening seeds: all rates for a quarter of
+the steps, the better half of the arms and of the rates for half of them. The best arms go to the judge with one rate each:
+fresh seeds, all steps, paired with the baseline. Each stage has its part of the time and is planned anew from what the
+stage before has cost; runs that a stage has no time for are missing, and the judge hears fewer arms before shorter runs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from gradwell.records.treatment import Course
+from gradwell.trial.arms import BASELINE, LR_SCALES, Arm
+from gradwell.trial.judge import first_losses, worth
+from gradwell.trial.train import Job, Trained
+from gradwell.trial.workers import Runner
+
+SCREENING, CONTROL = 1001, 2001
+"""The first seeds of the screening and of the control; the judge counts from 0, the training as it was handed over."""
+USUAL = 500
+"""Steps of a run where the setup names none: enough to tell a net that trains from one that does not."""
+FEWEST = 100
+"""Below so many steps fewer arms are better than shorter runs."""
+FURTHER = 4
+"""Decades beyond the usual rates that an arm of nothing but a rate may go."""
+FEW = 3
+"""So many arms are judged even where that makes their runs short."""
+GUESS = 3e-3
+"""Seconds a step, where the first run diverged before it could tell."""
+WATCHED = 120
+"""Steps of a watched run that the monitor sees."""
+PATIENCE = 4.0
+"""A run may take so many times as long as expected."""
+SHORT, LONG = 0.3, 0.5
+"""Parts of the time after which the first and the second round of the screening are over; the rest is the judge's."""
+
+Tick = Callable[[str, int, int], None]
+"""Told what is going on: words, runs done, runs in all."""
+
+
+class Plan(NamedTuple):
+    """How many steps a run has, seeds of the screening, arms that it keeps, arms that are judged."""
+
+    steps: int
+    screening: int
+    kept: int
+    judged: int
+
+
+class Key(NamedTuple):
+    """An arm at a rate."""
+
+    arm: int
+    lr_scale: float
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """All that a trial showed. `screened`: mean log10 of the held loss over the baseline's, on the screening seeds.
+
+    Runs stand by seed; `given` is the setup at its own rate, `control` the baseline on other seeds. The baseline stands
+    among the judged, as arm 0, where its best rate is another one.
+    """
+
+    plan: Plan
+    rates: dict[int, float]
+    screened: dict[int, float]
+    judged: dict[int, list[Trained]]
+    baseline: list[Trained]
+    given: list[Trained]
+    control: list[Trained]
+    failed: dict[int, str]
+
+
+class Trial:
+    """Runs a trial on a runner, within a time."""
+
+    def __init__(self, arms: Sequence[Arm], run: Runner, *, seeds: int, until: float, tick: Tick) -> None:
+        self.arms = [BASELINE, *arms]
+        self.run, self.seeds, self.until, self.tick = run, seeds, until, tick
+        self.began = time.monotonic()
+        self.step_s = 1e-3
+        self.extra_s = 0.25  # what a run costs besides its steps, until that has been measured
+        self.failed: dict[int, str] = {}
+        self.lines: dict[str, str] = {}
+
+    def conduct(self, first: Trained, *, steps: int | None) -> Shown:
+        """The whole trial; `first` is the watched run of the training as it is, which tells how long a step takes."""
+        self.step_s = first.step_time_s or GUESS
+        plan = self.plan(steps or USUAL)
+        rates, screened, order = self._screen(plan)
+        chosen = [arm for arm in order if arm != 0][: plan.judged]
+        return self._judge(plan._replace(steps=steps or USUAL), rates, screened, chosen)
+
+    # how long
+
+    def plan(self, wanted: int) -> Plan:
+        """The longest runs that fit, with fewer seeds and arms where they would get too short."""
+        arms = len(self.arms)
+        ways = [
+            Plan(0, 2, min(arms, max(7, (arms + 1) // 2)), min(arms - 1, 5)),
+            Plan(0, 1, min(arms, max(5, arms // 2)), min(arms - 1, 4)),
+            Plan(0, 1, min(arms, 4), min(arms - 1, 2)),
+        ]
+        plans = [way._replace(steps=min(wanted, self._steps(way))) for way in ways]
+        return next((plan for plan in plans if plan.steps >= min(FEWEST, wanted)), plans[-1])
+
+    def _steps(self, way: Plan) -> int:
+        """Steps of a whole run, so that every stage keeps to its part of the time."""
+        rates = len(LR_SCALES)
+        short = self._fitting(len(self.arms) * rates * way.screening, SHORT)
+        long = self._fitting(way.kept * (rates // 2) * way.screening, LONG - SHORT)
+        whole = self._fitting((way.judged + 2) * self.seeds, 1 - LONG)
+        return max(1, min(4 * short, 2 * long, whole))
+
+    def _fitting(self, runs: int, part: float) -> int:
+        """Steps of each of so many runs that together take a part of the time that is left."""
+        left = 0.9 * part * max(0.0, self.until - time.monotonic())
+        return max(0, int((left * self.run.width / max(runs, 1) - self.extra_s) / self.step_s))
+
+    def _at(self, part: float) -> float:
+        """When a stage is over."""
+        return self.began + part * (self.until - self.began)
+
+    # screening
+
+    def _screen(self, plan: Plan) -> tuple[dict[int, float], dict[int, float], list[int]]:
+        """The best rate of each arm, its distance from the baseline in its last round, and the arms, best first."""
+        keys = [Key(arm, scale) for scale in sorted(LR_SCALES, key=_usual_first) for arm in range(len(self.arms))]
+        first = self._round("screening, short runs", keys, max(1, plan.steps // 4), plan.screening, SHORT)
+        first |= self._further(first, plan)
+        best = {arm: min(s for key, s in first.items() if key.arm == arm) for arm in {key.arm for key in first}}
+        kept = {0, *sorted(best, key=lambda arm: best[arm])[: plan.kept]} if best else {0}
+        second_keys = [key for arm in sorted(kept) for key in _better_half(first, arm)]
+        steps = min(plan.steps // 2, self._fitting(len(second_keys) * plan.screening, (LONG - SHORT) / (1 - SHORT)))
+        second = self._round("screening, longer runs", second_keys, max(1, steps), plan.screening, LONG)
+        rates, screened, order = {0: 1.0}, dict[int, float](), dict[int, tuple[bool, float]]()
+        for scored, was_last in ((first, False), (second, True)):
+            base = min((s for key, s in scored.items() if key.arm == 0), default=None)
+            for arm in {key.arm for key in scored}:
+                key = min((k for k in scored if k.arm == arm), key=lambda k: scored[k])
+                rates[arm], order[arm] = key.lr_scale, (not was_last, scored[key])
+                if base is not None:
+                    screened[arm] = scored[key] - base
+        return rates, screened, sorted(order, key=lambda arm: order[arm])
+
+    def _further(self, first: dict[Key, float], plan: Plan) -> dict[Key, float]:
+        """Rates beyond the usual ones, for arms that change nothing else and did best at the end of the range."""
+        keys = []
+        for arm, item in enumerate(self.arms):
+            own = _better_half(first, arm)[:1] if item.only_rate else []
+            if own and own[0].lr_scale in (LR_SCALES[0], LR_SCALES[-1]):
+                step = 0.1 if own[0].lr_scale < 1 else 10.0
+                keys += [Key(arm, own[0].lr_scale * step**k) for k in range(1, FURTHER + 1)]
+        return self._round("learning rates further out", keys, max(1, plan.steps // 4), 1, LONG) if keys else {}
+
+    def _round(self, words: str, keys: Sequence[Key], steps: int, seeds: int, part: float) -> dict[Key, float]:
+        """Mean log10 of the held loss of each arm and rate; arms that failed are left out."""
+        jobs = [(key, SCREENING + n) for n in range(seeds) for key in keys]
+        done = self._do(words, [self._job(key, seed, steps) for key, seed in jobs], until=self._at(part))
+        starts: dict[int, float] = {}
+        for (_, seed), found in zip(jobs, done, strict=True):
+            if found is not None and found.start is not None and math.isfinite(found.start):
+                starts[seed] = found.start
+        scores: dict[Key, list[float]] = {}
+        for (key, seed), found in zip(jobs, done, strict=True):
+            if found is None or found.late or key.arm in self.failed:
+                continue
+            start = starts.get(seed) or first_losses([found.ending])[0]
+            scores.setdefault(key, []).append(worth(found.ending, start))
+        return {key: statistics.fmean(values) for key, values in scores.items()}
+
+    def _job(self, key: Key, seed: int, steps: int, *, watched: bool = False) -> Job:
+        limit = PATIENCE * (steps * self.step_s * 2 + self.extra_s) + 5
+        left = max(0.1, self.until - time.monotonic())
+        return Job(
+            remedies=self.arms[key.arm].remedies, lr_scale=key.lr_scale, seed=seed, steps=steps,
+            limit_s=min(limit, left), watched=min(WATCHED, steps) if watched else 0,
+            lines=self.lines if watched else {},
+        )  # fmt: skip
+
+    def _do(self, words: str, jobs: Sequence[Job], *, until: float) -> list[Trained | None]:
+        """The runs in the order of the jobs, None for those that time did not suffice for; notes what fails."""
+        found: list[Trained | None] = [None] * len(jobs)
+        self.tick(words, 0, len(jobs))
+        began = time.monotonic()
+        for count, (place, trained) in enumerate(self.run(jobs, until=until), start=1):
+            found[place] = trained
+            self.tick(words, count, len(jobs))
+            if trained.problem:
+                self._note(jobs[place], trained)
+        self._learn([trained for trained in found if trained is not None], time.monotonic() - began)
+        return found
+
+    def _learn(self, done: Sequence[Trained], seconds: float) -> None:
+        """What a step and a run have really cost on these cores."""
+        timed = [run for run in done if run.step_time_s]
+        if timed:
+            self.step_s = statistics.fmean(run.step_time_s or 0.0 for run in timed)
+            steps = sum(run.steps for run in done)
+            self.extra_s = max(0.01, (seconds * self.run.width - steps * self.step_s) / len(done))
+
+    def _note(self, job: Job, trained: Trained) -> None:
+        arm = next(k for k, a in enumerate(self.arms) if a.remedies == job.remedies)
+        self.failed.setdefault(arm, trained.problem)
+
+    # judging
+
+    def _judge(self, plan: Plan, rates: dict[int, float], screened: dict[int, float], chosen: Sequence[int]) -> Shown:
+        """Fresh seeds, seed 0 first: the baseline and its control, the training as given, then arm after arm."""
+        given = rates[0] != 1.0
+        keys = [Key(0, rates[0]), *([Key(0, 1.0)] if given else []), *(Key(arm, rates[arm]) for arm in chosen)]
+        seeds = range(self.seeds)
+        fixed = 1 + given
+        while len(keys) > fixed + 1:
+            steps = self._fitting((len(keys) + 1) * self.seeds, 1.0)
+            if steps >= min(FEWEST if len(keys) > fixed + FEW else FEWEST / 2, plan.steps):
+                break
+            keys.pop()
+        steps = max(1, min(plan.steps, self._fitting((len(keys) + 1) * self.seeds, 1.0)))
+        jobs = [(key, seed, False) for key in keys[: 1 + given] for seed in seeds]
+        jobs += [(keys[0], CONTROL + seed, True) for seed in seeds]
+        jobs += [(key, seed, False) for key in keys[1 + given :] for seed in seeds]
+        work = [self._job(key, seed, steps, watched=seed == 0 and key != Key(0, 1.0)) for key, seed, _ in jobs]
+        done = self._do("judging on fresh seeds", work, until=self.until)
+        plan = plan._replace(steps=steps)
+        runs: dict[tuple[Key, bool], list[Trained]] = {}
+        for (key, _, control), found in zip(jobs, done, strict=True):
+            runs.setdefault((key, control), []).append(found or Trained(late=True))
+        baseline = runs[keys[0], False]
+        return Shown(
+            plan=plan, rates=rates, screened=screened, baseline=baseline,
+            judged={key.arm: runs[key, False] for key in keys if key != Key(0, 1.0)},
+            given=runs[Key(0, 1.0), False] if given else baseline, control=runs[keys[0], True], failed=self.failed,
+        )  # fmt: skip
+
+
+def _usual_first(scale: float) -> float:
+    """The setup's own rate first, those far from it last."""
+    return abs(math.log(scale))
+
+
+def _better_half(scored: dict[Key, float], arm: int) -> list[Key]:
+    own = sorted((key for key in scored if key.arm == arm), key=lambda key: scored[key])
+    return own[: max(1, len(LR_SCALES) // 2)]
+
+
+def course(runs: Sequence[Trained]) -> Course:
+    """The training loss over the steps: median over the runs that got there."""
+    by_step: dict[int, list[float]] = {}
+    for run in runs:
+        for step, loss in run.course:
+            by_step.setdefault(step, []).append(loss)
+    return [(step, statistics.median(by_step[step])) for step in sorted(by_step)]
