@@ -1,7 +1,7 @@
 """Architectures of the `transformers` library, built small from random weights, under `check`.
 
-Run: `pip install transformers`, then `python benchmarks/transformers_corpus.py > docs/architectures.md` (an hour on one
-core; `--only bert,llama` for a few, `--records F` keeps what was measured and goes on from there).
+Run: `pip install "gradwell[corpus]"`, then `python benchmarks/transformers_corpus.py --docs` (an hour on one core;
+`--only bert,llama` for a few, `--records F` keeps what was measured and goes on from there).
 
 Each model type of the library is built from its own configuration class with every size made small. It counts when a
 forward and a backward pass run without gradwell. Then `check` looks at it in both levels under AdamW, in training mode.
@@ -12,6 +12,7 @@ trials of 200 steps against a twin with the cause taken out; else it is told as 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import inspect
@@ -35,6 +36,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (as the field writes it)
 from torch import Tensor, nn
 
+DOCS = Path(__file__).parents[1] / "docs" / "architectures.md"
 VOCAB = 256
 CLASSES = 10
 BATCH = 8
@@ -64,7 +66,7 @@ def small(config_class: Any, recipe: str, given: dict[str, Any] | None = None) -
         smaller = _smaller(name, value, defaults, recipe)
         if smaller is not None:
             made[name] = smaller
-    if "mrope_section" in getattr(config_class, "ignore_keys_at_rope_validation", ()) and recipe != "widths kept":
+    if "mrope_section" in getattr(config_class, "ignore_keys_at_rope_validation", ()):
         made["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     for name, spec in getattr(config_class, "sub_configs_defaults", {}).items():
         part = _class_of(spec)
@@ -102,9 +104,22 @@ WIDTH = re.compile(
     r"hidden_size|hidden_dim|d_model|n_embd|embed_dim|^dim$|_dim$|embedding_size|^width$|proj_size|hidden_channels|"
     r"_width$|_channels$|_units$|_hidden$|d_inner|adapter_size|expansion_dim|embd_size|emb_dim|_size$"
 )
-INNER = re.compile(
-    r"intermediate|ffn_dim|d_ff|ff_dim|ffn_hidden|feedforward|n_inner|mlp_dim|ffn_size|inner_dim|ff_size"
+MOST = tuple(
+    (re.compile(pattern), most)
+    for pattern, most in (
+        (r"^(?!.*(type|codebook)).*vocab_size", VOCAB),
+        (r"experts_per_tok|top_k$|moe_topk|num_selected|expert_top_k", 2),
+        (r"^(?!.*per)(?=.*((num|n)_\w*experts$|num_experts|n_routed_experts))", 4),
+        (r"^n_group$|^topk_group$", 1),
+        (r"^patch_size$", 8),
+        (r"^max_length$", 64),
+        (r"head_dim$|qk_nope|v_head|^d_kv$|attention_head_size|^rotary_dim$|_rank$", 16),
+        (r"intermediate|ffn_dim|d_ff|ff_dim|ffn_hidden|feedforward|n_inner|mlp_dim|ffn_size|inner_dim|ff_size", 128),
+    )
 )
+"""The most that a number of such a name may be; the first pattern counts."""
+MISSING = {"vocab_size": VOCAB, "pad_token_id": 0}
+SPECIAL = re.compile(r"token_id$|token_index$|_token_ids$|bos_id$|eos_id$|pad_id$")
 KEPT = re.compile(
     r"image_size|patch|kernel|vocab|window|chunk|block_size|num_|stride|type_|batch|max_|buffer|pool|grid|merge|sample|"
     r"position|context|in_channels|group|conv|state_size|ssm|bucket|temporal|rotary|rope|frame|stack|vision_feature|hop|"
@@ -115,19 +130,15 @@ KEPT = re.compile(
 
 def _smaller(name: str, value: Any, siblings: dict[str, Any], recipe: str) -> Any:
     """A small value in place of a default; None leaves it."""
-    if value is None and name in ("vocab_size", "pad_token_id"):
-        return VOCAB if name == "vocab_size" else 0
+    if name in MISSING and value is None:
+        return MISSING[name]
     if isinstance(value, bool) or value is None or name.startswith("_"):
         return None
-    if name == "out_indices":
-        return list(range(1, len(value) + 1))
-    if name.endswith(("token_id", "token_index", "_token_ids", "bos_id", "eos_id", "pad_id")) or name == "eoa_token_id":
+    if SPECIAL.search(name):
         return _token(value)
     if isinstance(value, (list, tuple)) and value and all(type(v) is int for v in value):
-        return _smaller_list(name, list(value), siblings, recipe)
-    if type(value) is not int:
-        return None
-    return _smaller_number(name, value, siblings, recipe)
+        return _smaller_list(name, list(value), siblings)
+    return _smaller_number(name, value, siblings, recipe) if type(value) is int else None
 
 
 def _token(value: Any) -> Any:
@@ -138,60 +149,42 @@ def _token(value: Any) -> Any:
 
 
 def _smaller_number(name: str, value: int, siblings: dict[str, Any], recipe: str) -> int | None:
-    layers = 8 if recipe == "eight layers" else 4
-    if "vocab_size" in name and "codebook" not in name:
-        return min(value, VOCAB) if "type" not in name else None
-    if LAYERS.search(name) and not name.startswith(("first_k", "skip", "max_window")):
-        return min(value, layers)
-    if re.search(r"(num|n)_\w*experts$|num_experts|n_routed_experts", name) and "per" not in name:
-        return min(value, 4)
-    if re.search(r"experts_per_tok|top_k$|moe_topk|num_selected|expert_top_k", name):
-        return min(value, 2)
-    if name == "window_size" and value == 7:
-        return 2
-    if name == "rotary_dim":
-        return min(value, 16)
-    if name == "max_length" and value == 1024 and "num_mel_bins" in siblings:
-        return 64
-    if name in ("n_group", "topk_group"):
-        return 1
-    if name == "image_size" or name == "input_size" and value >= 96:
+    if name == "image_size" or (name == "input_size" and value >= 96):
         return 64 if siblings.get("patch_size") is None else 32
-    if name == "patch_size" and isinstance(value, int) and value >= 14:
-        return 8
-    if name in ("max_source_positions", "max_target_positions") and value > 512:
-        return None
-    if recipe in ("widths kept",):
-        return None
+    if name == "window_size" and "depths" in siblings:
+        return 2
+    most = _most(name, value, siblings, recipe)
+    if most is None and WIDTH.search(name) and not KEPT.search(name):
+        heads = siblings.get("num_heads") or siblings.get("num_attention_heads")
+        most = 16 * heads[0] if isinstance(heads, (list, tuple)) else 64
+    return None if most is None else min(value, most)
+
+
+def _most(name: str, value: int, siblings: dict[str, Any], recipe: str) -> int | None:
+    """The most that a number of this name may be, as far as the name tells."""
+    if LAYERS.search(name) and not name.startswith(("first_k", "skip", "max_window")):
+        return 8 if recipe == "eight layers" else 4
     if HEADS_NAME.search(name):
         grouped = "kv" in name or ("key_value" in name and value != siblings.get("num_attention_heads"))
-        return min(value, 2 if grouped else 4)
-    if re.search(r"head_dim$|qk_nope|v_head|^d_kv$|attention_head_size", name):
-        return min(value, 16)
-    if re.search(r"_lora_rank$|_rank$", name):
-        return min(value, 16)
-    if INNER.search(name):
-        return min(value, 128)
-    if WIDTH.search(name) and not KEPT.search(name) and value > 64:
-        heads = siblings.get("num_heads") or siblings.get("num_attention_heads")
-        return 16 * heads[0] if isinstance(heads, (list, tuple)) and recipe == "all" else 64
-    return None
+        return 2 if grouped else 4
+    return next((most for pattern, most in MOST if pattern.search(name)), None)
 
 
-def _smaller_list(name: str, value: list[int], siblings: dict[str, Any], recipe: str) -> list[int] | None:
+def _smaller_list(name: str, value: list[int], siblings: dict[str, Any]) -> list[int] | None:
+    if name == "out_indices":
+        return list(range(1, len(value) + 1))
     if re.search(r"depths?$|num_layers|layers_per|num_blocks|block_repeats|_layers$", name):
         return [min(v, 2) for v in value]
     if name == "image_size" or (name == "input_size" and min(value) >= 96):
         return [64] * len(value)
-    if recipe != "all" or KEPT.search(name) or HEADS_NAME.search(name):
+    wide = re.search(r"hidden_sizes|width", name) or (WIDTH.search(name) and not KEPT.search(name))
+    if not wide or HEADS_NAME.search(name) or max(value) <= 64:
         return None
-    if (WIDTH.search(name) or "hidden_sizes" in name or "width" in name) and max(value) > 64:
-        heads = siblings.get("num_heads") or siblings.get("num_attention_heads")
-        if isinstance(heads, (list, tuple)) and len(heads) == len(value):
-            return [16 * h for h in heads]
-        factor = max(1, max(value) // 128)
-        return [max(8, v // factor // 8 * 8) for v in value]
-    return None
+    heads = siblings.get("num_heads") or siblings.get("num_attention_heads")
+    if isinstance(heads, (list, tuple)) and len(heads) == len(value):
+        return [16 * h for h in heads]
+    factor = max(1, max(value) // 128)
+    return [max(8, v // factor // 8 * 8) for v in value]
 
 
 RECIPES = ("all", "eight layers")
@@ -224,7 +217,9 @@ def features(outputs: Any) -> Tensor:
     x = x.float()
     if x.dim() >= 4:  # (B, C, ...)
         return x.flatten(2).mean(2)
-    return x.mean(1) if x.dim() == 3 else x
+    if x.dim() == 3:  # unequal weights: a plain mean would make twins of a sub-pixel layer's copies
+        return (x * torch.linspace(0.5, 1.5, x.shape[1])[:, None]).mean(1)
+    return x
 
 
 def _first(outputs: Any) -> Tensor:
@@ -311,7 +306,7 @@ def inputs_of(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
     if "input_values" in wants:
         length = int(_get(config, "max_length", default=128))
         choices["input_values"] = [
-            torch.randn(BATCH, 2000), torch.randn(BATCH, length, mel), torch.randn(BATCH, 1, 2000), torch.randn(BATCH, 4000)
+            torch.randn(BATCH, *shape) for shape in ((2000,), (length, mel), (1, 2000), (4000,))
         ]  # fmt: skip
     if "input_ids" in wants:
         choices["input_ids"] = [text]
@@ -329,7 +324,7 @@ def inputs_of(model: nn.Module, config: Any) -> Iterator[dict[str, Any]]:
             choices[name] = [made]
     if not choices and "inputs_embeds" in wants:
         choices["inputs_embeds"] = [torch.randn(BATCH, TOKENS, width)]
-    yield from _combinations(choices, required, wants)
+    yield from _combinations(choices, wants)
 
 
 def _with_tokens_of(model: nn.Module, config: Any, sense: str, wants: Any) -> Iterator[dict[str, Any]]:
@@ -385,7 +380,7 @@ def _heard(config: Any, takes: Any) -> Iterator[dict[str, Any]]:
         yield given
 
 
-def _combinations(choices: dict[str, list[Any]], required: set[str], wants: Any) -> Iterator[dict[str, Any]]:
+def _combinations(choices: dict[str, list[Any]], wants: Any) -> Iterator[dict[str, Any]]:
     most = max((len(values) for values in choices.values()), default=0)
     for n in range(most):
         chosen = {name: values[min(n, len(values) - 1)] for name, values in choices.items()}
@@ -511,10 +506,8 @@ def _config(config_class: Any, recipe: str) -> Any:
         for part in _parts(config):
             part._attn_implementation = "eager"
             part._experts_implementation = "eager"
-    try:
+    with contextlib.suppress(Exception):  # a composite that has none
         config.num_labels = CLASSES
-    except Exception:
-        pass
     return config
 
 
@@ -536,14 +529,14 @@ def _running(name: str, model_type: str, config: Any, recipe: str) -> Case:
             case = Case(name, model_type, model, {**inputs, **labels}, own_loss, recipe, "its own loss")
             if (reason := _fails(case)) is None:
                 return case
+        alone = {k: v for k, v in inputs.items() if k != "labels"}
         try:
             seed(0)
-            inputs = {k: v for k, v in inputs.items() if k != "labels"}
-            width = features(model(**inputs)).shape[-1]
+            width = features(model(**alone)).shape[-1]
         except Exception as error:
             reasons.append(_line(error))
             continue
-        batch = {**inputs, "classes": torch.arange(BATCH) % CLASSES}
+        batch = {**alone, "classes": torch.arange(BATCH) % CLASSES}
         case = Case(name, model_type, Headed(model, width).train(), batch, read_out_loss, recipe, "linear read-out")
         if (reason := _fails(case)) is None:
             return case
@@ -630,7 +623,8 @@ def _cast(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 def compared(case: Case, diagnosis: Any) -> dict[str, Any]:
     """The profile against float64 autograd: how many sites were compared, and the largest difference in decades."""
-    rows = [row for row in diagnosis.profile if row.delta_norm and math.isfinite(row.delta_norm)]
+    measured = [row for row in diagnosis.profile if row.delta_norm and math.isfinite(row.delta_norm)]
+    rows = [row for row in measured if row.kind != "Identity"]  # its output is its input, with other readers too
     outputs = [row for row in rows if row.log10_gain == 0]
     if not outputs:
         return {"sites": 0}
@@ -905,9 +899,9 @@ def read_records(path: Path | None) -> dict[str, dict[str, Any]]:
 
 PAGE = """# Architectures
 
-`python benchmarks/transformers_corpus.py` wrote this page with {versions}. It builds each model type of the
+`python benchmarks/transformers_corpus.py --docs` wrote this page with {versions}. It builds each model type of the
 `transformers` library from its own configuration class with every size made small (random weights as the library draws
-them, {batch} samples, text of {tokens} tokens with a Zipf distribution, images and sounds of noise with some structure),
+them, {batch} samples, text of {tokens} tokens with a Zipf distribution, images of coarse and fine noise),
 and runs `check` under AdamW (1e-3) in training mode, in both levels. A model type counts where a forward and a backward
 pass run without gradwell. The loss is the model's own where it has one, else cross-entropy on a linear read-out.
 
@@ -943,11 +937,11 @@ MENDED = """False alarms that came up here, and the rule that ended each:
   and branch outputs in front of one (exaone4, flex_olmo) were told as exploding gradients of up to 4.5 decades. The
   gradient is that large, but a normalisation divides by the scale of what it reads; the twins were 1.7 to 2.6 times
   faster. `exploding_gradient` leaves out what a normalisation reads.
-- **ReLU6** (mobilenet_v1, mobilenet_v2): its zeros counted as saturated. They are ReLU's zeros; only the ceiling counts.
-- **A router whose weights start at zero** (afmoe): the experts that it has not chosen have weights and gradients of zero
-  and were told as copies of each other. Such rows are idle.
-- **A branch that the batch does not use** (gradium_phonon_tts multiplies it with a mask of zeros) was told as underflow.
-  An exact zero below a site that sends on a gradient of ordinary size is a mask."""
+- **ReLU6** (mobilenet_v1, mobilenet_v2): its zeros counted as saturated. They are ReLU's; only the ceiling counts.
+- **A router whose weights start at zero** (afmoe): the experts that it has not chosen have weights and gradients of
+  zero and were told as copies of each other. Such rows are idle.
+- **A branch that the batch does not use** (gradium_phonon_tts multiplies it with a mask of zeros) was told as
+  underflow. An exact zero below a site that sends on a gradient of ordinary size is a mask."""
 
 
 def page(records: dict[str, dict[str, Any]]) -> str:
@@ -977,8 +971,8 @@ def _summary(ran: dict[str, Any], left: dict[str, Any], rows: list[Any]) -> str:
     compared = [row["flow"]["compared"] for row in ran.values() if (row["flow"].get("compared") or {}).get("sites")]
     sites, far = sum(c["sites"] for c in compared), sum(c["far"] for c in compared)
     lines.append(
-        f"- The gains of {sites:,} sites in {len(compared)} architectures were taken again by autograd: {sites - far:,} "
-        "agree within 0.05 decades."
+        f"- The gains of {sites:,} sites in {len(compared)} architectures were taken again by autograd: "
+        f"{sites - far:,} agree within 0.05 decades."
     )
     traceless = sum(
         all(row[v]["traceless"] for v in ("flow", "deep") if "traceless" in row.get(v, ())) for row in ran.values()
@@ -1038,7 +1032,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="model types, separated by commas")
     parser.add_argument("--records", type=Path, help="a JSON-lines file: what it holds is not measured again")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--page", action="store_true", help="only write the page, from the records")
+    parser.add_argument("--docs", action="store_true", help="write docs/architectures.md instead of printing it")
+    parser.add_argument("--page", action="store_true", help="measure nothing: the page from the records")
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(1)
@@ -1048,7 +1043,10 @@ def main() -> None:
         wanted = options.only.split(",") if options.only else model_types()
         _measure([name for name in wanted if name not in known], ("flow", "deep"), known, options)
         _measure([name for name in wanted if _is_bad(known.get(name, {}))], (), known, options)
-    print(page(known), end="")
+    if options.docs:
+        DOCS.write_text(page(known))
+    else:
+        print(page(known), end="")
 
 
 def _is_bad(record: dict[str, Any]) -> bool:

@@ -132,7 +132,7 @@ def test_sizes_stay_right_down_to_the_smallest_floats():
     sides = [(single.steps[0].at("delta_norm", i), double.steps[0].at("delta_norm", i)) for i in range(119)]
     assert len(single.sites) == 119
     for i, (found, _) in enumerate(sides):
-        assert found == pytest.approx((deltas[i].double().square().sum() / 32).sqrt().item(), rel=1e-5)
+        assert found == pytest.approx((deltas[i].double().square().sum() / 32).sqrt().item(), rel=1e-5, abs=0)
     smallest = [right for found, right in sides if right > 1e-36]
     assert min(smallest) < 1e-33
     assert all(found == pytest.approx(right, rel=1e-2, abs=0) for found, right in sides if right > 1e-36)

@@ -424,7 +424,7 @@ def transformer(*, pre: bool) -> Callable[[Knobs, int], Bench]:
 
 
 def gan(knobs: Knobs, seed: int) -> Bench:
-    """A generator of points on a ring and its critic; measured by how far from the ring the points lie."""
+    """A generator of points on a ring and its critic; measured by how far from the ring and its centre they lie."""
     width = knobs.get("width", 32)
 
     def net(before: int, after: int) -> list[nn.Module]:
@@ -459,11 +459,12 @@ def gan(knobs: Knobs, seed: int) -> Bench:
 
     def off_the_ring() -> float:
         with torch.no_grad():
-            return float((generator(fixed).norm(dim=1) - 2).abs().mean())
+            made = generator(fixed)
+            return float((made.norm(dim=1) - 2).abs().mean() + made.mean(0).norm())
 
     turns = [Turn(list(critic.parameters()), critic_loss), Turn(list(generator.parameters()), generator_loss)]
     model = nn.ModuleDict({"critic": critic, "generator": generator})
-    return Bench(model, turns, ring(), 0.5, 2.0, measure=off_the_ring, settled=20)
+    return Bench(model, turns, ring(), 1.0, 2.0, measure=off_the_ring, settled=20)
 
 
 class AutoEncoder(nn.Module):

@@ -38,8 +38,8 @@ SETTLED = 10
 
 def label(case: Case, seed: int) -> dict[str, Any]:
     """The class of one run, how it was found, and what the float64 pass measured."""
-    found = outcome(case, seed)
-    return {"mark": mark(case), **found, "measured": measure(case, seed)}
+    found = {"mark": mark(case), **outcome(case, seed), "measured": measure(case, seed)}
+    return found | {"ending": ending(case, seed)} if case.fault else found
 
 
 # ------------------------------------------------------------------ by training
@@ -155,8 +155,30 @@ def measure(case: Case, seed: int) -> dict[str, Any]:
     `twins`: the smallest share of equal rows in a hidden weight. `unreached`: share of the elements without a gradient.
     `bad`: some gradient is not finite. `input`: mean and RMS of the input.
     """
-    bench = built(case, seed)
+    return measured(case, built(case, seed), seed)
+
+
+def ending(case: Case, seed: int) -> dict[str, Any]:
+    """The same after the training of a sick case, and whether its loss ended at NaN (`lost`) or far above its start."""
+    last: list[Bench] = []
+
+    class Keeper:
+        def begins(self, bench: Bench, step: int, _batch: Any) -> None:
+            if step == 0:
+                last.append(bench)
+
+        def backward(self, *_: Any) -> None: ...
+        def ends(self, *_: Any) -> None: ...
+
+    trained = train(case, seed, observer=Keeper())
+    tail = [loss for loss in trained.losses[-10:] if math.isfinite(loss)]
+    found: dict[str, Any] = {"lost": not tail, "risen": bool(tail) and min(tail) > 2 * abs(trained.losses[0])}
+    return found if not tail else found | measured(case, last[0], seed)
+
+
+def measured(case: Case, bench: Bench, seed: int) -> dict[str, Any]:
     bench.model.double()
+    bench.model.zero_grad()
     x, y = next(bench.batches)
     x, y = x.double(), y.double() if y.is_floating_point() else y
     x.requires_grad_()
@@ -256,11 +278,12 @@ def symptoms(measured: dict[str, Any]) -> set[str]:
         found.add("exploding_through_time")
     facts = (("dead", 0.7, "dead_units"), ("twins", 0.9, "symmetric_units"), ("unreached", 0.01, "unreached_parameter"))
     found |= {name for key, bound, name in facts if measured.get(key, 0.0) >= bound}
-    return found | ({"nonfinite_value"} if measured.get("bad") else set())
+    found |= {"diverging_loss"} if measured.get("risen") else set()
+    return found | ({"nonfinite_value"} if measured.get("bad") or measured.get("lost") else set())
 
 
 def causes(case: Case, measured: dict[str, Any]) -> set[str]:
-    """The causes that the label knows: those of the fault, and on a chain the kinds of layers that did (nearly) most."""
+    """The causes that the label knows: those of the fault, and on a chain the kinds of layers that did most."""
     kinds = {"activation": "activation_slope", "weight": "weight_gain", "norm": "normalization_gain"}
     gain, known = measured.get("gain"), {kinds[key]: measured.get(key) for key in kinds}
     if gain is None or abs(gain) < 1.5 or None in known.values():

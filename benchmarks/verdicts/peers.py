@@ -63,7 +63,7 @@ class Recorder:
 
     def begins(self, bench: Bench, step: int, batch: Batch) -> None:
         if bench.right is not None:
-            self._right.append(bench.right(batch) if self.looking(step) else math.nan)
+            self._right.append(accuracy(bench, batch) if self.looking(step) else math.nan)
         if not self.looking(step):
             return
         self._calls = []
@@ -88,9 +88,7 @@ class Recorder:
         if (step + 1) % self.epoch == 0 and bench.right is not None and bench.held is not None:
             self.accuracies.append(fmean([value for value in self._right if not math.isnan(value)] or [0.0]))
             self._right = []
-            bench.model.eval()
-            self.held.append(bench.right(bench.held))
-            bench.model.train()
+            self.held.append(accuracy(bench, bench.held))
 
     def _look(self, bench: Bench, step: int) -> Look:
         grads = [p.grad.detach() for p in self._weights if p.grad is not None]
@@ -117,6 +115,15 @@ class Recorder:
             tanh_in=[share(x.abs() > 9.4999) for x, _ in of[nn.Tanh]],
             sigmoid_in=[share((x < -23) | (x > 17)) for x, _ in of[nn.Sigmoid]],
         )
+
+
+def accuracy(bench: Bench, batch: Batch) -> float:
+    """Share of right answers in evaluation mode: no random number is drawn and no statistics move."""
+    assert bench.right is not None
+    bench.model.eval()
+    found = bench.right(batch)
+    bench.model.train()
+    return found
 
 
 def share(mask: Tensor) -> float:

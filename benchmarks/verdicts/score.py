@@ -47,8 +47,9 @@ class Row(NamedTuple):
 
     @property
     def right(self) -> set[str]:
-        """The symptoms that are true of this run, by its fault and by the float64 pass."""
-        return {*self.case.names, *labels.symptoms(self.truth["measured"])}
+        """The symptoms that are true of this run: by its fault, and by the float64 passes at its start and its end."""
+        passes = (self.truth["measured"], self.truth.get("ending", {}))
+        return {*self.case.names, *(name for one in passes for name in labels.symptoms(one))}
 
     @property
     def right_causes(self) -> set[str]:

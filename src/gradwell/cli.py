@@ -185,7 +185,6 @@ def treat(
     from gradwell.journeys.treat import treat as try_remedies
     from gradwell.probe.names import Construction
 
-    where = {"json": _place(json), "html": _place(html)}
     construction = Construction().on()
     try:
         setup = load_setup(target)
@@ -198,7 +197,7 @@ def treat(
             tick=tick, argv=[target],
         )  # fmt: skip
     told.treatment(treatment)
-    written = reports.write_treatment(treatment, folder, **where, say=told.warn)
+    written = reports.write_treatment(treatment, folder, html=_place(html), json=_place(json), say=told.warn)
     told.json(treatment, json)
     return told.status(int(bool(_meets(treatment.diagnosis, fail_on)) and not treatment.cured) if written else 2)
 

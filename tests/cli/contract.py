@@ -22,6 +22,11 @@ REMEDY = _words("id settings")
 NOT_CHECKED = _words("symptom reason")
 PROFILE = _words("root site kind call order step act_rms delta_norm log10_gain zero_frac nonfinite")
 OVERHEAD = _words("fraction sampled_steps steps")
+TREATMENT = _words("schema diagnosis baseline control outcomes steps seeds seconds")
+OUTCOME = _words(
+    """remedies lr_scale effect_log10_loss interval infeasible_frac cured caused step_time_ratio verdict in_your_code"""
+)
+OUTCOME_VERDICTS = {"cures", "helps", "no effect", "harms", "undecided"}
 VERDICTS = {"healthy", "mild", "serious", "fatal", "undecided"}
 
 IDS = {

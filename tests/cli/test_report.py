@@ -90,7 +90,7 @@ def test_an_unfinished_run(gradwell, copy, keep):
     (copy / "run.jsonl").write_bytes(b"".join(whole[:keep]))
     done = gradwell("report")
     assert done.status in {0, 1}
-    assert len(gw.load(copy).steps) == keep - 1
+    assert len(gw.load(copy).steps) == sum(b'"event"' not in line for line in whole[1:keep])
     assert ("UNDECIDED" in done.err) == (keep == 1)
 
 
@@ -98,9 +98,10 @@ def test_every_torn_end_is_ignored(copy):
     file = copy / "run.jsonl"
     whole = file.read_bytes().splitlines(keepends=True)
     head, torn = b"".join(whole[:3]), whole[3]
+    known = sum(b'"event"' not in line for line in whole[1:3])
     for cut in (1, 2, len(torn) // 2, len(torn) - 2, len(torn) - 1):
         file.write_bytes(head + torn[:cut])
-        assert len(gw.load(copy).steps) == 2
+        assert len(gw.load(copy).steps) == known
 
 
 def test_nonfinite_numbers_travel_as_words(copy):

@@ -495,12 +495,19 @@ def test_demo_runs_the_shipped_script(gradwell, monkeypatch, tmp_path):
     short = tmp_path / "digits_sigmoid.py"
     short.write_text(shipped.read_text().replace("default=20)", "default=1)"))
     monkeypatch.setattr(demo, "demo_script", lambda: short)
+    monkeypatch.setattr(demo, "MINUTES", 0.4)  # too short for a sure cure; the trial's own tests show one
     monkeypatch.setattr(sys, "argv", ["gradwell", "demo"])
     done = gradwell("demo")
-    assert done.status == 0
+    assert done.status in {0, 1}
     assert "gradwell: running `gradwell run digits_sigmoid.py`" in done.err
     assert "vanishing_gradient" in done.err
-    assert sorted(p.name for p in (tmp_path / "runs/demo").iterdir()) == ["diagnosis.json", "report.html", "run.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "runs/demo").iterdir()) == [
+        "diagnosis.json", "report.html", "run.jsonl", "treatment.json",
+    ]  # fmt: skip
+    treatment = json.loads((tmp_path / "runs/demo/treatment.json").read_text())
+    assert treatment["diagnosis"]["findings"][0]["symptom"] == "vanishing_gradient"
+    assert any("digits_sigmoid.py:" in outcome["in_your_code"] for outcome in treatment["outcomes"])
+    assert "What was tried" in (tmp_path / "runs/demo/report.html").read_text()
     assert (tmp_path / "runs/.gitignore").is_file()
 
 

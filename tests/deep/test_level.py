@@ -17,6 +17,7 @@ from gradwell.journeys.check import check, measure
 from gradwell.journeys.diagnose import diagnose
 from gradwell.records.run import DEEP_PARAM_COLUMNS, DEEP_SITE_COLUMNS, header_line, load, step_line
 from gradwell.records.text import deep_words
+from gradwell.report.html import report_html
 
 from . import nets
 
@@ -75,6 +76,8 @@ def test_the_text_says_what_the_model_alone_does():
     assert said[3].startswith("rank of the last hidden layer: the samples differ in ")
     assert "(chi " not in deep_words(diagnose(measure(*nets.build(nets.unet), level="deep")))[0]
     assert "Deeper" not in str(check(*nets.build(nets.sigmoid_chain)))
+    page = report_html(diagnosis)
+    assert f"<li>{said[1]}</li>" in page
 
 
 def test_an_unknown_level_is_refused():

@@ -33,7 +33,7 @@ class Said(list[Any]):
 
     @property
     def events(self) -> list[str]:
-        return [item.event for item in self if isinstance(item, Event)]
+        return [item.event for item in self if isinstance(item, Event) and item.event != "losses"]
 
 
 @contextlib.contextmanager
@@ -303,7 +303,7 @@ def fails(*_: Any, **__: Any) -> None:
 PLACES: dict[str, Callable[[pytest.MonkeyPatch], Any]] = {
     "a call begins": lambda m: m.setattr("gradwell.probe.tape.Tape._look_at_input", fails),
     "a call ends": lambda m: m.setattr("gradwell.probe.tape.Tape._note", fails),
-    "names": lambda m: m.setattr("gradwell.probe.names.Names.module", fails),
+    "names": lambda m: m.setattr("gradwell.probe.names.Names.place", fails),
     "the backward is planned": lambda m: m.setattr("gradwell.probe.backward.Backward._plan", fails),
     "a gradient arrives": lambda m: m.setattr("gradwell.probe.backward.sizes.flat_sample", fails),
     "the backward ends": lambda m: m.setattr("gradwell.probe.backward.Backward.finish", fails),

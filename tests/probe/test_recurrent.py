@@ -228,7 +228,6 @@ def test_samples_that_have_ended_do_not_count() -> None:
     lengths = torch.randint(5, T + 1, (40,)).tolist()
     given = [torch.randn(length, N) for length in lengths]
     packed = nn.utils.rnn.pack_sequence(given, enforce_sorted=False)
-    output, state = rnn(packed)
     want = torch.stack([x[-4] for x in given])
     error = want @ torch.randn(N, H)
     (found,) = asked(rnn, packed, None, error[None]).values()

@@ -14,6 +14,7 @@ from gradwell.journeys.check import measure
 from gradwell.records.verdict import Attribution, Finding, Where
 from gradwell.remedies._act import LOOP
 from gradwell.remedies._case import Case
+from gradwell.remedies._code import together
 from gradwell.shelf import shelf
 from gradwell.surgery.loop import Loop
 from gradwell.surgery.setup import forked
@@ -203,3 +204,31 @@ def test_the_pasted_lines_do_what_the_remedy_does(remedy, net, point):
     loop = Loop(arm, seed=0)
     assert loop.run(3) == pytest.approx(losses, rel=1e-5)
     assert_same(state(arm.model), state(model), rtol=1e-4, atol=1e-6)
+
+
+TOGETHER = [
+    ("sigmoid", [("swap_activation", {"to": "relu"}), ("reinit", {"init": "he"})]),
+    ("sigmoid", [("reinit", {"init": "centred_sigmoid"}), ("add_norm", {"norm": "batch"})]),
+    ("sigmoid", [("add_norm", {"norm": "layer"}), ("add_shortcut", {"form": "rezero"})]),
+    ("sigmoid", [("swap_activation", {"to": "tanh"}), ("add_shortcut", {"form": "highway"})]),
+    ("cnn", [("add_norm", {"norm": "batch"}), ("add_shortcut", {"form": "scaled"})]),
+    ("relu", [("reinit", {"init": "jacobian"}), ("standardize_input", {}), ("dropout", {"p": 0.2})]),
+    ("rnn", [("gate_recurrence", {"to": "gru"}), ("orthogonal_recurrence", {}), ("truncate_bptt", {"steps": 3})]),
+    ("rnn", [("gate_recurrence", {"to": "lstm", "chrono": 20}), ("standardize_input", {})]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("net", "parts"), TOGETHER, ids=[f"{net}-{'-'.join(r for r, _ in p)}" for net, p in TOGETHER])
+def test_remedies_that_go_together_do_so_in_the_pasted_lines_too(net, parts):
+    setup = zoo.setup_of(net)
+    plans = [plan_of(setup, remedy, settings) for remedy, settings in parts]
+    whole = together(plans, expected="")
+    arm = setup.copy()
+    with forked(7):
+        for remedy in whole.remedies:
+            REMEDIES[remedy.id].fact("apply")(arm, **remedy.settings)
+    losses, start, model = pasted(setup, whole.in_your_code, steps=3)
+    assert_same(state(arm.model), start, rtol=1e-5, atol=1e-6)
+    assert Loop(arm, seed=0).run(3) == pytest.approx(losses, rel=1e-5)
+    assert_same(state(arm.model), state(model), rtol=1e-4, atol=1e-6)
+    assert [name for name, _ in arm.applied] == [name for name, _ in parts]

@@ -332,6 +332,44 @@ def test_growth_is_graded_by_its_decades():
             assert finding.severity in {"mild", "serious", "fatal"} - ({"mild"} if least == "serious" else set())
 
 
+def lags_of(sent, heard=None, kind="RNN"):
+    """A run of one step with a lag profile of our own making."""
+    header = Header("t", optimizers=[OptimizerInfo("SGD")], sites=[Site("rnn", kind)])
+    heard = heard or [0.0, *[-math.inf] * (len(sent) - 1)]
+    return Run(header, [Step(0, lags={"rnn": sent}, heard={"rnn": heard}, links={"rnn": [0.0] * len(sent)})])
+
+
+def test_an_overflow_on_the_way_back_is_fatal_and_no_loss():
+    run = lags_of([0.0, 20.0, math.inf, math.inf])
+    assert [f.severity for f in exploding_through_time(run)] == ["fatal"]
+    assert list(vanishing_through_time(run)) == []
+
+
+@pytest.mark.parametrize("grown", [200.0, 300.0])
+def test_hundreds_of_decades_are_counted_without_overflow(grown):
+    sent = [grown * k / 20 for k in range(21)]
+    (finding,) = exploding_through_time(lags_of(sent))
+    assert finding.evidence[0].value == pytest.approx(grown)
+
+
+def test_what_arrives_is_the_sum_over_the_listening_steps():
+    """Twin: the squares added up one by one."""
+    sent = [0.0, -0.5, -1.5, -2.0, -math.inf]
+    heard = [-1.0, -math.inf, 0.0, -2.0, -math.inf]
+    (layer,) = unrolled(run := lags_of(sent, heard), run.steps[0])
+    for back in range(5):
+        squares = [10 ** (2 * (heard[at] + sent[back - at])) for at in range(back + 1)]
+        assert layer.arrives[back] == pytest.approx(0.5 * math.log10(sum(squares)))
+    assert layer.listens == 3
+
+
+def test_two_backward_passes_with_one_number_do_not_mix():
+    """A GAN's two losses in one step: only one goes through the recurrent layer."""
+    run = lags_of([-0.3 * k for k in range(40)])
+    twice = msgspec.structs.replace(run, steps=[run.steps[0], Step(0), run.steps[0], Step(0)])
+    assert [f.severity for f in vanishing_through_time(twice)] == ["mild"]
+
+
 def test_fewer_steps_explode_less():
     short, long = (next(iter(run.steps[0].lags.values())) for run in (loud(5.0, 15), loud(5.0, 60)))
     assert max(short) < max(long)
@@ -413,6 +451,12 @@ def test_the_long_unroll_and_what_to_paste():
     assert diagnosis.causes(0)[0].summary.startswith("rnn runs over 100 steps and 4 decades are lost within 1")
     first, second = (plan.remedies[0].id for plan in diagnosis.prescriptions[:2])
     assert (first, second) == ("gate_recurrence", "orthogonal_recurrence")
+
+
+def test_a_cell_with_sixty_calls_is_one_place():
+    diagnosis = diagnose(look(Loop("RNNCell"), task(60, 59)))
+    (line,) = [x for x in diagnosis.prescriptions[0].in_your_code.splitlines() if x.startswith("# concerns")]
+    assert line.count("test_through_time.py") == 1
 
 
 def test_a_clip_is_the_first_advice_against_an_explosion():

@@ -55,7 +55,7 @@ def killed_once(model, batch):
     """A child dies in its first run; the mark is what tells the second one."""
     mark = os.environ["GRADWELL_TEST_MARK"]
     if away() and not os.path.exists(mark):  # noqa: PTH110
-        open(mark, "w").close()  # noqa: PTH123, SIM115
+        open(mark, "w").close()  # noqa: PTH123
         os.kill(os.getpid(), 9)
     return cross_entropy(model, batch)
 

@@ -34,7 +34,9 @@ def test_one_seed_gives_no_interval_and_none_gives_nothing():
 def test_the_effect_does_not_see_the_unit_of_the_loss(pairs, unit):
     arm = [Ending(20.0, a) for a, _ in pairs]
     base = [Ending(20.0, b) for _, b in pairs]
-    scaled = compare([Ending(20.0 * unit, a * unit) for a, _ in pairs], [Ending(20.0 * unit, b * unit) for _, b in pairs])
+    scaled = compare(
+        [Ending(20.0 * unit, a * unit) for a, _ in pairs], [Ending(20.0 * unit, b * unit) for _, b in pairs]
+    )
     assert scaled.effect == pytest.approx(compare(arm, base).effect, abs=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""The whole treatment: a sick net is cured with evidence, a healthy one left alone, and an arm that fails fails alone."""
+"""The whole treatment: a sick net is cured with evidence, a healthy one left alone; an arm fails alone."""
 
 import importlib.util
 import json
@@ -72,7 +72,8 @@ def test_an_arm_that_raises_is_told_once_and_the_others_go_on(treated):
     _, treatment, _ = treated
     assert not any(o.remedies == list(BROKEN.remedies) for o in treatment.outcomes)
     (note,) = treatment.notes
-    assert note.startswith("scale_lr: TypeError: ")
+    assert note.startswith("scale_lr: ")
+    assert "TypeError" in note
 
 
 def test_the_best_change_comes_onto_a_copy_of_the_setup(treated):
@@ -114,7 +115,7 @@ def test_the_record_is_the_contracts(treated):
         "step_time_ratio", "verdict", "in_your_code",
     }  # fmt: skip
     assert all(promised <= set(outcome) for outcome in record["outcomes"])
-    assert [o["verdict"] for o in record["outcomes"]][0] == "cures"
+    assert record["outcomes"][0]["verdict"] == "cures"
 
 
 def test_the_text_says_what_cures_with_its_evidence_and_the_lines(treated):
@@ -128,7 +129,7 @@ def test_the_text_says_what_cures_with_its_evidence_and_the_lines(treated):
 
 
 def test_a_healthy_net_yields_nothing_to_cure():
-    treatment = gw.treat(nets.healthy(), minutes=0.5)
+    treatment = gw.treat(nets.healthy(), minutes=2)
     assert treatment.diagnosis.verdict == "healthy"
     assert treatment.outcomes == []
     assert treatment.best is None
@@ -138,9 +139,10 @@ def test_a_healthy_net_yields_nothing_to_cure():
 
 def test_threads_do_as_well():
     with ThreadPoolExecutor(2) as pool:
-        treatment = treat(nets.sick(steps=60), minutes=1, seeds=2, arms=[CURE], executor=pool)
-    assert treatment.best is not None
-    assert treatment.best.remedies == list(CURE.remedies)
+        treatment = treat(nets.sick(steps=20), minutes=1, seeds=2, arms=[CURE], executor=pool)
+    found = next(o for o in treatment.outcomes if o.remedies == list(CURE.remedies))
+    job = Job(CURE.remedies, found.lr_scale, seed=1, steps=treatment.steps, limit_s=60)
+    assert found.losses[1] == work(nets.sick(), job).loss
 
 
 def test_what_the_time_does_not_suffice_for_is_undecided():
@@ -231,7 +233,9 @@ def test_a_longer_time_gives_longer_runs_up_to_the_setups_steps():
     def steps(seconds, wanted):
         import time
 
-        trial = Trial([CURE] * 9, nets_runner(), seeds=5, until=time.monotonic() + seconds, tick=lambda *_: None)
+        trial = Trial(
+            [CURE] * 9, nets_runner(), seeds=5, until=time.monotonic() + seconds, tick=lambda *_: None, lines={}
+        )
         trial.step_s, trial.extra_s = 1e-3, 0.05
         return trial.plan(wanted)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import gradwell as gw
 from gradwell.journeys.live import Live
-from gradwell.journeys.log import EVENTS, LOSSES, Log, thinned
+from gradwell.journeys.log import Log, thinned
 from gradwell.probe import clock
 from gradwell.records.run import Event, Header, Run, Step
 
@@ -309,19 +309,22 @@ def test_thinning_keeps_the_first_the_newer_and_the_marked():
     assert [step.step for step in thinned(steps, {5})] == [0, 1, 2, 4, 5, 6, 8, *range(10, 20)]
 
 
-def test_events_and_losses_in_memory_are_few():
+def test_events_and_losses_in_memory_are_few(monkeypatch):
+    events, losses = 40, 20_000
+    monkeypatch.setattr("gradwell.journeys.log.EVENTS", events)
+    monkeypatch.setattr("gradwell.journeys.log.LOSSES", losses)
     log = Log(None, argv=[], say=print)
-    for k in range(3 * EVENTS):
+    for k in range(3 * events):
         log(Event("rescue", k))
     assert [event.step for event in log.events[:2]] == [0, 1]
-    assert log.events[-1].step == 3 * EVENTS - 1
-    assert len(log.events) == EVENTS
+    assert log.events[-1].step == 3 * events - 1
+    assert len(log.events) == events
     log.events = []
-    for k in range(0, 2 * LOSSES, 100):
+    for k in range(0, 2 * losses, 100):
         log(Event("losses", k, {"values": [1.0] * 100}))
-    assert sum(len(event.detail["values"]) for event in log.events) <= LOSSES
+    assert sum(len(event.detail["values"]) for event in log.events) <= losses
     assert log.events[0].step == 0
-    assert log.events[-1].step + len(log.events[-1].detail["values"]) == 2 * LOSSES
+    assert log.events[-1].step + len(log.events[-1].detail["values"]) == 2 * losses
 
 
 def test_losses_that_follow_each_other_are_one_event_in_memory(tmp_path):

@@ -203,6 +203,30 @@ def test_a_step_that_raises_gives_the_gradients_back_at_the_end():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_fault_of_ours_is_told_once_and_the_training_goes_on(closure, monkeypatch, capsys):
+    def fails(_parameters):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("gradwell.probe.rescue.not_finite", fails)
+    plain = net()
+    losses = train(plain, sgd(plain), 4)
+    model = net()
+    optimizer = sgd(model)
+    with gw.watch(model, optimizer, every=1, rescue=True) as watch:
+        if closure:
+            for _ in range(4):
+                optimizer.step(lambda: (optimizer.zero_grad(), loss := loss_of(model), loss.backward())[1])
+        else:
+            assert train(model, optimizer, 4) == losses
+    assert bits(model) == bits(plain)
+    assert len(watch.run.steps) == 4
+    told = [line for line in capsys.readouterr().err.splitlines() if "rescue" in line]
+    assert told == [
+        "gradwell: rescue=True cannot guard SGD (ZeroDivisionError: ours); its steps are taken as they are."
+    ]
+
+
 def test_gradients_that_are_large_sparse_half_or_absent():
     big = nn.Parameter(torch.zeros(3))
     big.grad = torch.full((3,), 1e38)  # its square overflows float32

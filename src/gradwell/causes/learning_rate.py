@@ -10,13 +10,16 @@ from gradwell.records.verdict import Attribution, Finding
 
 EXPLAINS = (
     "oversized_update", "undersized_update", "slow_loss", "loss_plateau", "oscillating_loss", "loss_spike",
-    "diverging_loss",
+    "diverging_loss", "dead_units", "saturated_units", "nonfinite_value",
 )  # fmt: skip
 USUAL = 3e-3
 """Update / weight that a fitting rate gives in the first steps: the middle of what learns in docs/calibration.md."""
-LARGE = {"oscillating_loss": 3e-3, "diverging_loss": 3e-3, "loss_plateau": 1e-2, "loss_spike": 2e-2}
+LARGE = {
+    "oscillating_loss": 3e-3, "diverging_loss": 3e-3, "loss_plateau": 1e-2, "loss_spike": 2e-2,
+    "dead_units": 0.1, "saturated_units": 0.1, "nonfinite_value": 0.1,
+}  # fmt: skip
 """Update / weight before the trouble, the third largest, from which on the rate is named: a loss that rises for good
-says by itself that steps are too large, one that jumps does not."""
+says by itself that steps are too large, one that jumps or a unit that dies does not."""
 SOUND = 1e-3
 """Gradient / weight from which on a gradient is sound, so that it is the rate that makes a plain step small."""
 
@@ -32,7 +35,8 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
         The rate of the optimizer's first group, and the rate that would give updates of 0.3 % by simple proportion,
         which does not hold for the next steps: it is where to start a search. Under SGD a small update is put down to
         the rate only where gradient / weight is at least 1e-3; else the gradient is small. A loss that rises, jumps or
-        stays at chance is put down to it where the steps before were large for that.
+        stays at chance, units that die and values that are not finite are put down to it where the steps before were
+        large enough for that.
 
     What changes it:
         Another rate, in steps of 3; warmup where only the start is too large.

@@ -47,6 +47,6 @@ def demo_setup(script: Path) -> TrainSetup:
 
     def batches(seed: int) -> Iterator[Any]:
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-        return ((x[rows], y[rows]) for rows in order.split(128))
+        return ((x[order[k : k + 128]], y[order[k : k + 128]]) for k in range(0, len(x), 128))
 
     return TrainSetup(module.DigitNet(), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), loss_fn, batches)

@@ -135,7 +135,8 @@ def write_treatment(
         wanted += [(folder / "diagnosis.json", diagnosis.to_json)] if run is None else []
     wanted += [(Path(json), treatment.to_json)] if json is not None else []
     wanted += [(Path(html), page)] if html is not None else []
-    return all([_written(path, content, say) for path, content in wanted])
+    done = [_written(path, content, say) for path, content in wanted]
+    return all(done)
 
 
 def _written(path: Path, content: Callable[[], bytes], say: Callable[[str], None]) -> bool:

@@ -1,4 +1,4 @@
-"""`file.py:function` or `package.module:function`: what `check` and `treat` are pointed at, loaded from the user's code."""
+"""`file.py:function` or `package.module:function`: what `check` and `treat` are pointed at, from the user's code."""
 
 from __future__ import annotations
 

@@ -15,12 +15,13 @@ from gradwell.journeys.report import of
 from gradwell.probe.names import Construction
 from gradwell.records.treatment import Baseline, Control, Outcome, Treatment, ranked
 from gradwell.records.verdict import RANK, Diagnosis, Remedy
+from gradwell.remedies._advice import ECHOES
 from gradwell.surgery.setup import TrainSetup
 from gradwell.trial.arms import Arm, candidates
 from gradwell.trial.judge import Comparison, compare, verdict
 from gradwell.trial.schedule import USUAL, WATCHED, Shown, Tick, Trial, course
 from gradwell.trial.train import Job, Trained, lines_of
-from gradwell.trial.workers import Runner, runner
+from gradwell.trial.workers import GRACE, Runner, runner
 
 FEWEST_SEEDS = 2
 
@@ -50,7 +51,7 @@ def treat(
     """
     _require(setup, minutes, seeds)
     started = time.monotonic()
-    until = started + 60 * minutes
+    until = started + 60 * minutes - min(GRACE, 6 * minutes)  # runs end a moment after they were told to
     run = runner(setup, executor)
     judged: dict[str, Any] = {"ignore": ignore, "thresholds": thresholds or {}}
     lines = lines_of(setup.model, construction)
@@ -62,8 +63,7 @@ def treat(
     tried = candidates(first.run, diagnosis) if arms is None else list(arms)
     if not tried or not (diagnosis.findings or arms is not None):
         return Treatment(diagnosis, seeds=seeds, steps=first.steps, seconds=_since(started))
-    trial = Trial(tried, run, seeds=seeds, until=until, tick=tick)
-    trial.lines = lines
+    trial = Trial(tried, run, seeds=seeds, until=until, tick=tick, lines=lines)
     shown = trial.conduct(first, steps=setup.steps)
     return _told(diagnosis, tried, shown, judged, seeds=seeds, started=started)
 
@@ -82,10 +82,10 @@ def _require(setup: TrainSetup, minutes: float, seeds: int) -> None:
 def _first(run: Runner, setup: TrainSetup, lines: dict[str, str], until: float) -> Trained:
     """The training as it is, watched: what is sick, and how long a step takes."""
     steps = min(setup.steps or USUAL, WATCHED + WATCHED // 2)
-    limit = max(1.0, (until - time.monotonic()) / 5)
+    limit = max(1.0, (until - time.monotonic()) / 3)
     job = Job(remedies=(), lr_scale=1.0, seed=0, steps=steps, limit_s=limit, watched=min(WATCHED, steps), lines=lines)
     found = next((trained for _, trained in run([job], until=until)), None)
-    if found is None or (found.late and found.run is None):
+    if found is None or (found.late and (found.run is None or not found.run.steps)):
         raise NotMeasurable("The time ran out before the first steps of the training were done; give more minutes.")
     if found.raised is not None:
         raise found.raised
@@ -93,7 +93,8 @@ def _first(run: Runner, setup: TrainSetup, lines: dict[str, str], until: float) 
         raise NotMeasurable(f"The training cannot be run on a copy: {found.problem}")
     if found.start is not None and found.start <= 0:
         raise NotMeasurable(
-            f"treat compares log10 of the loss, and this loss is {found.start:.3g}; add a constant that keeps it positive."
+            f"treat compares log10 of the loss, and this loss is {found.start:.3g}; add a constant that keeps it "
+            "positive."
         )
     return found
 
@@ -106,7 +107,7 @@ def _told(
 ) -> Treatment:
     control = compare([r.ending for r in shown.control], [r.ending for r in shown.baseline])
     complete = not any(r.late for r in (*shown.control, *shown.baseline))
-    outcomes, after = [], dict[int, Diagnosis]()
+    outcomes, after = list[tuple[Outcome, int]](), dict[int, Diagnosis]()
     for number, arm in enumerate([_rate(shown.rates[0]), *arms]):
         own = next((r.run for r in shown.judged.get(number, []) if r.run is not None), None)
         if own is not None:
@@ -170,9 +171,8 @@ def _baseline(shown: Shown) -> Baseline:
     times = [run.step_time_s for run in runs if run.step_time_s]
     share = sum(run.ending.infeasible for run in runs) / len(runs)
     start = next((run.start for run in runs if run.start is not None), None)
-    return Baseline(
-        shown.rates[0], start, [run.loss for run in runs], share, statistics.median(times) if times else None, course(runs)
-    )  # fmt: skip
+    step_time = statistics.median(times) if times else None
+    return Baseline(shown.rates[0], start, [run.loss for run in runs], share, step_time, course(runs))
 
 
 def _ratio(runs: Sequence[Trained], against: Sequence[Trained]) -> float | None:
@@ -196,8 +196,15 @@ def _changed(before: Diagnosis, after: Diagnosis | None) -> tuple[list[str], lis
     if after is None:
         return [], []
     old, new = _severities(before), _severities(after)
-    cured = [s for s, rank in old.items() if s not in new or new[s] == MILD < rank]
-    return cured, [s for s in new if s not in old]
+    return [s for s, rank in old.items() if _is_gone(s, rank, after)], [s for s in new if s not in old]
+
+
+def _is_gone(symptom: str, rank: int, after: Diagnosis) -> bool:
+    """True for a symptom that is no longer there, or only mild; one that needs more steps than there were is not."""
+    now = _severities(after).get(symptom)
+    if now is not None:
+        return now == MILD < rank
+    return not (symptom in ECHOES and symptom in {item.symptom for item in after.not_checked})
 
 
 def _gone(before: Diagnosis, after: Diagnosis | None) -> bool:
@@ -206,8 +213,8 @@ def _gone(before: Diagnosis, after: Diagnosis | None) -> bool:
         return False
     old, new = _severities(before), _severities(after)
     worst = max(old.values())
-    left = [s for s, rank in old.items() if rank == worst and s in new and not new[s] == MILD < rank]
-    return not left and all(rank < worst for s, rank in new.items() if s not in old)
+    gone = all(_is_gone(s, rank, after) for s, rank in old.items() if rank == worst)
+    return gone and all(rank < worst for s, rank in new.items() if s not in old)
 
 
 def in_your_code(arm: Arm, rate: float) -> str:

@@ -139,21 +139,18 @@ class Watch:
         try:
             self._monitor.remove()
             self._live.end()
+            self._ended = self._log.close(status=int(reason == "exception"), reason=reason)
+            if self._log.folder is not None:
+                self._write(self._log.folder)
         except Exception as problem:  # a fault of ours never changes how the training ends
-            _say(f"the end of the watch failed ({type(problem).__name__}: {problem}).")
-        self._ended = self._log.close(status=int(reason == "exception"), reason=reason)
-        if self._log.folder is not None:
-            self._write(self._log.folder)
+            self._ended = self._ended or self._log.run()
+            record = f"; `gradwell report {self._log.folder}` reads the record" if self._log.folder is not None else ""
+            _say(f"the end of the watch failed ({type(problem).__name__}: {problem}){record}.")
 
     def _write(self, folder: Path) -> None:
         from gradwell.journeys import report
 
-        try:
-            report.write_results(self.diagnose(), folder, run=self.run, say=_say)
-        except Exception as problem:  # a fault of ours never changes how the training ends
-            _say(
-                f"the report failed ({type(problem).__name__}: {problem}); `gradwell report {folder}` reads the record."
-            )
+        report.write_results(self.diagnose(), folder, run=self.run, say=_say)
 
     def _hear(self, item: Item) -> None:
         if isinstance(item, Event) and item.event == "not_rescued":

@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 BLOCKS = 60
 """Blocks into which a curve is cut to look for setbacks."""
-SMALLEST_BLOCK = 10
+SMALLEST_BLOCK = 5
 SURE = 4.0
 """Standard errors that count as beyond the noise: about 60 blocks are compared with each other."""
 PAST = 20
@@ -101,7 +101,7 @@ class Setback(NamedTuple):
 def setbacks(losses: Sequence[float]) -> list[Setback]:
     """Where the curve went up beyond the noise, in order.
 
-    The curve is cut into blocks of equal length (at least ten losses). A rise counts when the medians of two blocks
+    The curve is cut into blocks of equal length (at least five losses). A rise counts when the medians of two blocks
     differ by more than `SURE` standard errors, with the noise of the blocks around them; it ends at the highest block
     before an equally sure fall.
     """

@@ -94,8 +94,8 @@ def normalised(sites: Sequence[Site], step: Step) -> set[int]:
 def loops(sites: Sequence[Site], step: Step) -> dict[str, list[int]]:
     """Layers that a loop over time steps calls again and again: the indices of their calls, first call first.
 
-    Recurrent layers and cells; and a Linear on the trunk that follows itself with nothing but activations between, its input wider
-    or narrower than its output, since then each call must have got a fresh input beside its own state.
+    Recurrent layers and cells; and a Linear on the trunk that follows itself with nothing but activations between, its
+    input wider or narrower than its output, since then each call must have got a fresh input beside its own state.
     """
     order = [i for i in in_order(sites) if step.at("delta_norm", i) is not None]
     calls: dict[str, list[int]] = {}

@@ -69,15 +69,16 @@ class Unrolled(msgspec.Struct, frozen=True):
         return max(0.0, math.log10(max(self.links)) - max(ways))
 
     def grown(self) -> float | None:
-        """Decades that the gradient grows at most on its way back; None where it is not finite, and in a loop that the
-        loss looks at all along: what comes in on the way looks like growth.
-        """
-        there = self.sent[: len(self.arrives)]
-        return None if math.inf in there or self.listens is None else max(there)
+        """Decades that the gradient grows at most on its way back, inf where it overflows.
 
-    def lost(self) -> float:
+        None in a loop that the loss looks at all along: what comes in on the way looks like growth.
+        """
+        return None if self.listens is None else max(self.sent[: len(self.arrives)])
+
+    def lost(self) -> float | None:
         """Decades between the input that gets most of the gradient and the one that gets least."""
-        return max(self.arrives) - min(self.arrives)
+        most = max(self.arrives)
+        return most - min(self.arrives) if most < math.inf else None
 
 
 def unrolled(run: Run, step: Step) -> Iterator[Unrolled]:
@@ -94,7 +95,7 @@ def unrolled(run: Run, step: Step) -> Iterator[Unrolled]:
         yield Unrolled(name, site, sent, arrives, _links(step, name, len(sent)), len(listening))
     for name, calls in called.items():
         gains = [log10_gain(step, i) for i in reversed(calls)]
-        known = [gain for gain in gains if gain is not None and gain < math.inf]
+        known = [gain for gain in gains if gain is not None and not math.isnan(gain)]
         if len(known) == len(calls) and math.isfinite(known[0]):
             sent = [gain - known[0] for gain in known]
             alone = 1 if (step.at("flow", calls[-1]) or 0.0) > CARRIES else None
@@ -111,8 +112,14 @@ def _links(step: Step, name: str, count: int) -> list[float]:
 
 
 def _together(heard: Sequence[float], sent: Sequence[float]) -> list[float]:
-    """log10 of what arrives at each step: squares of what every listening output sends there, added up."""
-    squares = [np.power(10.0, 2 * np.maximum(part, -300.0)) * (np.array(part) > -math.inf) for part in (heard, sent)]
+    """log10 of what arrives at each step: squares of what every listening output sends there, added up.
+
+    Against the largest that one output sends; where that overflows, it is what counts.
+    """
+    most = max(sent)
+    if most == math.inf:
+        return list(sent)
+    squares = [np.power(10.0, 2 * np.array(part)) for part in (heard, [gain - most for gain in sent])]
     total = np.convolve(*squares)[: len(sent)]
     with np.errstate(divide="ignore"):
         found: list[float] = (0.5 * np.log10(total)).tolist()
@@ -121,14 +128,14 @@ def _together(heard: Sequence[float], sent: Sequence[float]) -> list[float]:
 
 def courses(run: Run, quantity: Callable[[Unrolled], float | None]) -> dict[str, Course]:
     """The quantity of each recurrent layer over the run, where it was measured at half of its steps at least."""
-    found = {step.step: {layer.name: layer for layer in unrolled(run, step)} for step in run.steps}
+    found = {id(step): {layer.name: layer for layer in unrolled(run, step)} for step in run.steps}
     names = dict.fromkeys(name for layers in found.values() for name in layers)
 
     def over_steps(name: str) -> Course | None:
-        values = {number: quantity(layers[name]) for number, layers in found.items() if name in layers}
+        values = {key: quantity(layers[name]) for key, layers in found.items() if name in layers}
         if sum(value is not None for value in values.values()) * 2 < len(values):
             return None
-        return course(run, lambda step: values.get(step.step))
+        return course(run, lambda step: values.get(id(step)))
 
     return {name: whole for name in names if (whole := over_steps(name)) is not None}
 

@@ -109,7 +109,8 @@ def may_have_twins(columns: Sequence[Array]) -> list[bool]:
     for members in _alike(columns):
         first = np.sort([columns[i] for i in members], axis=1)
         size = np.maximum(np.abs(first[:, 0]), np.abs(first[:, -1]))
-        close = np.count_nonzero(first[:, 1:] - first[:, :-1] <= CLOSE * size[:, None], axis=1)
+        with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
+            close = np.count_nonzero(first[:, 1:] - first[:, :-1] <= CLOSE * size[:, None], axis=1)
         for i, found in zip(members, close.tolist(), strict=True):
             answers[i] = 2 * found >= FEWEST_TWINS * first.shape[1]
     return answers

@@ -340,19 +340,7 @@ class Monitor:
             self._timed(lambda: self._measure_stranger(optimizer))
         if self._pending is not None or self.sampling:
             self._timed(self._copy_weights)
-        return self._guarded(optimizer, args, kwargs)
-
-    def _guarded(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
-        """The arguments of a step that is guarded, None where they stay as they are."""
-        if self._rescue is None:
-            return None
-        try:
-            return self._rescue.before(optimizer, args, kwargs)
-        except Exception as problem:
-            self._rescue.restore()
-            self._rescue = None
-            self._fail(problem)
-            return None
+        return self._rescue.before(optimizer, args, kwargs) if self._rescue is not None else None
 
     def _rescued(self, parameters: Sequence[Tensor]) -> None:
         names = [self.names.parameter(parameter)[0] for parameter in parameters]

@@ -62,7 +62,10 @@ def part_gradients(
         model.eval()  # `preserved` puts the modes back
         found = _gradients(model, parts, whole, loss_fn, tensors)
     if found is None:
-        raise NotMeasurable("the gradients of the parts of the batch do not add up to the batch's.")
+        raise NotMeasurable(
+            "the gradients of the parts of the batch do not add up to the batch's: the loss compares samples, the "
+            "model draws random numbers, or axis 0 is no batch."
+        )
     return (*found, each)
 
 

@@ -24,7 +24,7 @@ class Rescue:
     def __init__(self, *, told: Callable[[list[Tensor]], None], refused: Callable[[str], None]) -> None:
         self.spent = 0.0
         self._told, self._refused = told, refused
-        self._has_refused = False
+        self._has_refused = self._has_failed = False
         self._aside: dict[int, Aside] = {}
 
     def before(self, optimizer: torch.optim.Optimizer, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -34,11 +34,8 @@ class Rescue:
             self._guard(optimizer)
             return None
         if not can_guard(optimizer, closure=True):
-            if not self._has_refused:
-                self._has_refused = True
-                name = type(optimizer).__name__
-                called = name if not can_guard(optimizer, closure=False) else f"{name}.step(closure)"
-                self._refused(f"rescue=True cannot guard {called}; its steps are taken as they are.")
+            name = type(optimizer).__name__
+            self._refuse(name if not can_guard(optimizer, closure=False) else f"{name}.step(closure)")
             return None
 
         def guarded() -> Any:
@@ -49,10 +46,25 @@ class Rescue:
         rest = {name: value for name, value in kwargs.items() if name != "closure"}
         return (args[0], guarded, *args[2:]), rest
 
+    def _refuse(self, called: str) -> None:
+        told, self._has_refused = self._has_refused, True
+        if not told:
+            self._refused(f"rescue=True cannot guard {called}; its steps are taken as they are.")
+
     def _guard(self, optimizer: torch.optim.Optimizer) -> None:
-        if getattr(optimizer, "found_inf", None) is not None:
+        """The instrument never harms the patient: what we fail at is told and left alone."""
+        if self._has_failed or getattr(optimizer, "found_inf", None) is not None:
             return
         start = time.perf_counter()
+        try:
+            self._take_away(optimizer)
+        except Exception as problem:
+            self._has_failed = True
+            self.restore()
+            self._refuse(f"{type(optimizer).__name__} ({type(problem).__name__}: {problem})")
+        self.spent += time.perf_counter() - start
+
+    def _take_away(self, optimizer: torch.optim.Optimizer) -> None:
         held = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         bad = not_finite(held)
         if bad:
@@ -60,7 +72,6 @@ class Rescue:
             for p in held:
                 p.grad = None
             self._told(bad)
-        self.spent += time.perf_counter() - start
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the gradients back."""

@@ -179,11 +179,12 @@ class Step(msgspec.Struct, frozen=True, weakref=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened between samples: `nonfinite_loss`, `skipped_step`, `instrument_failed`, `ended`, ...
+    """Something that happened between samples: `nonfinite_loss`, `rescue`, `instrument_failed`, `ended`, ...
 
     `losses`: the loss of each step from `step` on (`values`, None where there was none to read) and, where there are
     several, the optimizer that took it (`optimizers`). `unusual_loss`: a loss far above the usual one, with the RMS of
-    its batch and the norm of its gradient.
+    its batch and the norm of its gradient. `rescue`: a step that was `skipped`, and the parameters whose gradient was
+    not finite; `not_rescued`: steps that cannot be guarded, with the reason.
     """
 
     event: str

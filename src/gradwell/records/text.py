@@ -440,7 +440,7 @@ def _layers(diagnosis: Diagnosis, page: Page) -> list[Line]:
     if not rows:
         return []
     shown = worst_first(diagnosis, rows)[:MAX_ROWS]
-    columns = _columns(shown, page, roots=len({row.root for row in rows}) > 1)
+    columns = _columns(shown, page, roots=len({row.root for row in rows if row.root}) > 1)
     title = "Layers, worst first" if diagnosis.findings else "Layers, furthest from the output's size first"
     lines = heading(title, page) + table(columns, page, dropped_first=DROPPED_FIRST)
     rest = len(rows) - len(shown)

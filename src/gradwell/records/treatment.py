@@ -53,8 +53,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """One arm: remedies (together, where there are several) and what they did on fresh seeds.
 
     `lr_scale`: the best of its learning rates, times the one in the setup. `interval` is null for an arm that left in
-    the screening. `cured`, `caused`: symptoms that are gone, and that are new. `step_time_ratio`: time of a step over the
-    baseline's. `note`: one sentence where something went wrong.
+    the screening. `cured`, `caused`: symptoms that are gone, and that are new. `step_time_ratio`: time of a step over
+    the baseline's. `note`: one sentence where something went wrong.
     """
 
     remedies: list[Remedy]

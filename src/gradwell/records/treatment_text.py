@@ -41,6 +41,8 @@ def render_treatment(treatment: Treatment, *, width: int = 80, color: bool = Fal
 
 def verdict_words(treatment: Treatment) -> str:
     """The result in one sentence."""
+    if treatment.diagnosis.verdict == "undecided" and not treatment.outcomes:
+        return render_line(treatment.diagnosis)
     if not treatment.sick and not treatment.outcomes:
         return f"NOTHING TO CURE: {render_line(treatment.diagnosis)}"
     best = treatment.best
@@ -117,15 +119,15 @@ def _arms(treatment: Treatment, page: Page) -> list[Line]:
 
     columns = [
         Column("verdict", cells([o.verdict for o in shown]), 9),
-        Column("remedies", cells([o.name for o in shown]), 34),
+        Column("remedies", cells([o.name for o in shown]), min(max(12, page.width - 46), 34)),
         Column("effect", cells([number(o.effect_log10_loss) for o in shown])),
         Column("95 % interval", cells([span(o.interval) for o in shown])),
         Column("rate", cells([f"x{o.lr_scale:g}" for o in shown])),
-        Column("time", cells(["-" if o.step_time_ratio is None else f"x{o.step_time_ratio:.2g}" for o in shown])),
+        Column("time", cells(["-" if o.step_time_ratio is None else f"x{o.step_time_ratio:.2f}" for o in shown])),
         Column("failed", cells([_failed(o) for o in shown])),
     ]
     title = "What was tried, best first (decades of loss against the baseline; negative is better)"
-    return heading(title, page) + table(columns, page, dropped_first=("time", "failed", "rate"))
+    return heading(title, page) + table(columns, page, dropped_first=("time", "failed", "rate", "95 % interval"))
 
 
 def _failed(outcome: Outcome) -> str:
@@ -158,10 +160,11 @@ def method_words(treatment: Treatment) -> str:
     """How it was tried: steps, seeds, rates, control and time; empty where nothing was."""
     if treatment.baseline is None:
         return ""
-    control = treatment.control
-    itself = f"; the baseline against itself: {number(control.effect_log10_loss)} ({span(control.interval)})"
+    control, itself = treatment.control, ""
+    if control is not None:
+        itself = f"; the baseline against itself: {number(control.effect_log10_loss)} ({span(control.interval)})"
     return (
         f"{treatment.steps} steps a run, {treatment.seeds} fresh seeds, each arm at its own best learning rate, the "
-        f"baseline at x{treatment.baseline.lr_scale:g} of its rate{itself if control else ''}. "
+        f"baseline at x{treatment.baseline.lr_scale:g} of its rate{itself}. "
         f"{treatment.seconds:.0f} seconds."
     )

@@ -28,10 +28,10 @@ def acting(apply: Act) -> Act:
     @functools.wraps(apply)
     def whole(setup: TrainSetup, **settings: Any) -> None:
         from gradwell.surgery.replace import require_editable
-        from gradwell.surgery.setup import forked
+        from gradwell.surgery.setup import forked_once
 
         require_editable(setup.model)
-        with forked():
+        with forked_once():
             try:
                 apply(setup, **settings)
             except GradwellError:

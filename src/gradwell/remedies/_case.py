@@ -236,7 +236,7 @@ def middle(sites: Sequence[tuple[str, str]]) -> str:
     weights = [i for i, (_, role) in enumerate(sites) if role == "weight"]
     if len(weights) < 3:
         return ""
-    at, until = weights[(len(weights) - 1) // 2 - 1], weights[(len(weights) - 1) // 2]
+    at, until = weights[len(weights) // 2 - 1], weights[len(weights) // 2]
     block = _BLOCK.match(sites[at][0])
     if block and sum(sites[i][0].startswith(f"{block.group(1)}.") for i in weights) > 1:
         return block.group(1)

@@ -46,6 +46,7 @@ def _with_imports(imports: Sequence[str], bodies: Sequence[str]) -> str:
 
 
 def _places(at: Sequence[str]) -> list[str]:
+    at = list(dict.fromkeys(at))  # a cell in a loop is one place with many calls
     if not at:
         return []
     more = f" and {len(at) - MOST_PLACES} more" if len(at) > MOST_PLACES else ""

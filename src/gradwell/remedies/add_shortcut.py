@@ -25,22 +25,27 @@ TREATS = (
 _UNITS = {"Linear": ("in_features", "out_features"), "Conv2d": ("in_channels", "out_channels")}
 
 
-def add_shortcut(case: Case, *, form: str = "identity", over: int = 1) -> Prescription | None:
+def add_shortcut(case: Case, *, form: str = "rezero", over: int = 1) -> Prescription | None:
     """Adds the input of each layer to its output, so that the gradient has a way past the layer.
 
-    `form`: "identity" (x + F), "scaled" (x + F / sqrt(L), L shortcuts), "rezero" (x + a F, a learned from 0) or
+    `form`: "rezero" (x + a F, a learned from 0), "scaled" (x + F / sqrt(L), L shortcuts), "identity" (x + F) or
     "highway" (F T + x (1 - T), T a learned gate that starts at 12 %). `over`: weight layers that one shortcut passes.
 
     What it does:
-        The Jacobian of x + F(x) is 1 + J: where J shrinks the gradient, 1 remains. In a batch-normed net it dilutes
-        the growth of each layer. It fits where input and output have the same shape.
+        The Jacobian of x + a F(x) is 1 + a J: where J shrinks the gradient, 1 remains. In a batch-normed net it dilutes
+        the growth of each layer. It fits where input and output have the same shape. Measured on digits, loss after 60
+        steps at the best rate, mean of three seeds: 60 layers of batch norm and ReLU (2.2 without) rezero 0.03, scaled
+        0.10, identity 1.3; 14 of ReLU (2.3) 0.14, 0.12, 1.0; 8 of sigmoid (2.3) 0.9, 2.0, 1.6.
 
     In your code:
+        import torch
         from torch import nn
 
 
-        class Shortcut:  # x + F(x) by hooks: no module gets another name
+        class Shortcut:  # x + a F(x) by hooks: no module gets another name
             def __init__(self, first, last):
+                self.first = first
+                first.shortcut_scale = nn.Parameter(torch.tensor(0.0))  # before the optimizer is made
                 first.register_forward_pre_hook(self.enter)
                 last.register_forward_hook(self.leave)
 
@@ -48,20 +53,20 @@ def add_shortcut(case: Case, *, form: str = "identity", over: int = 1) -> Prescr
                 self.x = args[0]
 
             def leave(self, last, args, out):
-                return self.x + out
+                return self.x + self.first.shortcut_scale * out
 
 
-        leaves = [m for m in model.modules() if not list(m.children())]
-        at = [i for i, m in enumerate(leaves) if isinstance(m, nn.Linear)]
+        parts = [m for m in model.modules() if isinstance(m, nn.Linear) or not list(m.children())]
+        at = [i for i, m in enumerate(parts) if isinstance(m, nn.Linear)]
         for start, end in zip(at, at[1:]):  # from a layer to the one before the next: its activation is inside
-            if end - start > 1 and leaves[start].in_features == leaves[start].out_features:
-                Shortcut(leaves[start], leaves[end - 1])
+            if end - start > 1 and parts[start].in_features == parts[start].out_features:
+                Shortcut(parts[start], parts[end - 1])
 
     What it costs:
         One addition a block and the memory of its input; a highway's gates double the weights.
 
     When it fails:
-        Many branches of full size add up: L plain ReLU branches grow the gradient 2^(L/2) times (see scale_residual).
+        Identity: many branches of full size add up, and L plain ReLU branches grow the gradient 2^(L/2) times.
         Branches that are never negative (ReLU or sigmoid last) drift the activations upwards: end the branch in a
         weight layer where you can. Layers that change the shape need a projection. ReZero's first step moves only the
         factors and the head.
@@ -124,13 +129,13 @@ class Shortcut:  # {_SUM[form].replace("self.", "")}, by hooks: no module gets a
         return {_SUM[form]}
 
 
-leaves = [m for m in model.modules() if not list(m.children())]
-at = [i for i, m in enumerate(leaves) if isinstance(m, nn.{kind})]
+parts = [m for m in model.modules() if isinstance(m, nn.{kind}) or not list(m.children())]
+at = [i for i, m in enumerate(parts) if isinstance(m, nn.{kind})]
 blocks, number = [], 0
 while number + {over} < len(at):
-    first, end = leaves[at[number]], at[number + {over}]
-    if end - at[number + {over} - 1] > 1 and first.{enter} == leaves[at[number + {over} - 1]].{leave}{same}:
-        blocks.append((first, leaves[end - 1]))
+    first, end = parts[at[number]], at[number + {over}]
+    if end - at[number + {over} - 1] > 1 and first.{enter} == parts[at[number + {over} - 1]].{leave}{same}:
+        blocks.append((first, parts[end - 1]))
         number += {over}
     else:
         number += 1
@@ -148,7 +153,7 @@ GRID = (
 
 
 @acting
-def apply(setup: TrainSetup, *, form: str = "identity", over: int = 1) -> None:
+def apply(setup: TrainSetup, *, form: str = "rezero", over: int = 1) -> None:
     """A shortcut around each block that keeps its shape, by two hooks; refused where the net has shortcuts."""
     from gradwell.surgery.blocks import add_shortcuts
 

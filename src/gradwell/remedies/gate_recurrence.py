@@ -95,8 +95,8 @@ for name in names:
 """
 
 
-_LIKE_RNN = """class LikeRNN(nn.LSTM):  # an LSTM that is called like an RNN: the state that it hands out is h alone
-    def forward(self, x, h=None):
+_LIKE_RNN = """class LikeRNN(nn.LSTM):  # an LSTM that is called like an RNN, without a state: what it hands out is h alone
+    def forward(self, x):
         out, (last, _) = super().forward(x)
         return out, last
 

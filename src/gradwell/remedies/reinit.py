@@ -87,7 +87,7 @@ for hook in hooks:
 cuts = []
 keep = lambda m, args, out: cuts.append((m, out))
 hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, {classes})]
-for _ in range(10):
+for sweep in range(10):
     cuts.clear()
     loss_fn(model, batch)  # one batch of your data
     chi = []
@@ -96,7 +96,7 @@ for _ in range(10):
         back = torch.autograd.grad(out, below, v, retain_graph=True)[0]
         chi.append((m, back.square().sum() / v.square().sum()))
     for m, value in chi:
-        m.weight.data /= value.sqrt()
+        m.weight.data /= value ** (0.5 / max(1, sweep - 3))  # shorter ways later: the noise averages
 for hook in hooks:
     hook.remove()""",
     "fixup": """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gradwell.records.verdict import Prescription
 from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats
-from gradwell.remedies._code import advise
+from gradwell.remedies._code import advise, lines
 
 if TYPE_CHECKING:
     from gradwell.surgery.setup import TrainSetup
@@ -24,7 +24,8 @@ def skip_bad_batch(case: Case) -> Prescription | None:
     """Leaves out the optimizer's step when the gradient's norm is NaN or infinite, and says so.
 
     What it does:
-        One NaN in one sample would make every weight NaN in one step, for good; a step left out costs one batch.
+        One NaN in one sample would make every weight NaN in one step, for good; a step left out costs one batch. After
+        a spike of a finite loss the bound is ten times the usual norm.
 
     In your code:
         import torch
@@ -48,7 +49,11 @@ def skip_bad_batch(case: Case) -> Prescription | None:
         Micikevicius et al. 2018 (skipped steps); Chowdhery et al. 2022 (batches skipped at spikes).
     """
     expected = "the weights survive the batch; the batch itself still has to be looked at"
-    return advise(skip_bad_batch, expected=expected, at=case.lines())
+    usual = case.usual_grad_norm if case.symptom == "loss_spike" else None
+    text = lines(skip_bad_batch)
+    if usual:  # a finite batch may be as bad; a norm that is NaN is not below the bound either
+        text = text.replace("torch.isfinite(norm)", f"norm < {float(f'{10 * usual:.1g}'):g}")
+    return advise(skip_bad_batch, expected=expected, code=text, at=case.lines())
 
 
 GRID: tuple[dict[str, object], ...] = ({},)

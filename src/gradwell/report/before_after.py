@@ -1,4 +1,4 @@
-"""What a treatment adds to the report: the arms with their evidence, the loss and the depth profile before and after."""
+"""What a treatment adds to the report: the arms with their evidence, loss and depth profile before and after."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from gradwell.records.numbers import decades
 from gradwell.records.text import last_rows
 from gradwell.records.treatment import Course, Outcome, Treatment
 from gradwell.records.treatment_text import method_words, number, span, verdict_words
@@ -72,7 +73,7 @@ def profile_figure(before: Diagnosis, after: Diagnosis) -> Spec:
     """log10 gain from the input (0) to the loss (1); the two nets may have different numbers of layers."""
     named = [("before", before, VERMILLION, "dashed"), ("after", after, BLUE, "solid")]
     curves = [Line(name, *_profile(diagnosis), stroke, color) for name, diagnosis, color, stroke in named]
-    lowest = [f"{curve.name} {min(filter(math.isfinite, curve.y), default=math.nan):+.1f}" for curve in curves]
+    lowest = [f"{curve.name} {decades(min(filter(math.isfinite, curve.y), default=math.nan))}" for curve in curves]
     return lines(
         curves, title="Gradient by depth before and after", x="depth, from the input (0) to the loss (1)",
         y="log10 gain, decades", said=f"Lowest log10 gain: {', '.join(lowest)} decades.",

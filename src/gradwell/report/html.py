@@ -16,6 +16,7 @@ from gradwell.records.run import Run
 from gradwell.records.text import (
     by_severity,
     clean,
+    deep_words,
     gain_words,
     helped,
     largest_cause,
@@ -72,6 +73,7 @@ def _content(diagnosis: Diagnosis, run: Run | None, treatment: Treatment | None)
         "causes": [_causes(diagnosis, index) for index in by_severity(diagnosis) if diagnosis.causes(index)],
         "columns": COLUMNS,
         "layers": _layers(diagnosis),
+        "deep": deep_words(diagnosis),
         "not_checked": not_checked(diagnosis),
         "notes": diagnosis.notes,
         "events": _events(run),
@@ -163,7 +165,7 @@ def _layer(place: figures.Place) -> tuple[str, ...]:
 def _events(run: Run | None) -> list[str]:
     """What happened between the samples, at most 20 lines."""
     events = run.events if run else []
-    told = [f"step {event.step}: {words(event.event)}" for event in events]
+    told = [f"step {event.step}: {words(event.event)}" for event in events if event.event != "losses"]
     return [*told[:20], f"and {len(told) - 20} more"] if len(told) > 20 else told
 
 

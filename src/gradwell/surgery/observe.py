@@ -211,10 +211,9 @@ def _calls(visits: list[Visit], entered: list[Entry], graph: Graph, root: str) -
 
 
 def _gated(graph: Graph) -> set[Key]:
-    """Keys that are multiplied with another computed signal."""
-    found = set()
-    for seq in graph.nodes:
-        keys = [key for key in graph.edges[seq] if key is not None]
-        if graph.name(seq) == "MulBackward0" and len(keys) == 2:
-            found.update(keys)
-    return found
+    """Keys that go nowhere but into a product with another computed signal."""
+
+    def multiplies(seq: int) -> bool:
+        return graph.name(seq) == "MulBackward0" and sum(key is not None for key in graph.edges[seq]) == 2
+
+    return {key for key, edges in graph.senders.items() if all(multiplies(seq) for seq, _ in edges)}

@@ -136,7 +136,7 @@ class Chunked:
                 state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
             out, state = base.forward(module, part, state)
             outs.append(out)
-        return torch.cat(outs, axis), state[0] if isinstance(module, LikeRNN) else state
+        return torch.cat(outs, axis), state
 
 
 def truncate(setup: TrainSetup, steps: int) -> None:
@@ -147,6 +147,8 @@ def truncate(setup: TrainSetup, steps: int) -> None:
     for module in found:
         if module.bidirectional:
             raise Refused("A bidirectional layer reads its sequence whole; it cannot be cut into chunks.")
+        if isinstance(module, LikeRNN):
+            raise Refused("An LSTM in the place of an RNN hands out half of its state; take the GRU for chunks.")
         module.__dict__["forward"] = Chunked(module, steps)
 
 

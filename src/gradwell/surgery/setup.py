@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -132,10 +133,22 @@ class TrainSetup:
 def forked(seed: int | None = None) -> Iterator[None]:
     """Random numbers of torch go on from here (or from `seed`) inside, and are afterwards as before."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    token = _FORKED.set(True)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
+    finally:
+        _FORKED.reset(token)
+
+
+def forked_once() -> AbstractContextManager[None]:
+    """As `forked`, but inside another one of ours numbers simply go on: two remedies must not draw the same ones."""
+    return nullcontext() if _FORKED.get() else forked()
+
+
+_FORKED = ContextVar("_FORKED", default=False)
 
 
 def scale_loss(setup: TrainSetup, init_scale: float) -> None:

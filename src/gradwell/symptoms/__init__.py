@@ -8,6 +8,7 @@ Facts in each file:
 
     SICK        nets (`NetConfig`) on which it must fire with its default thresholds
     HEALTHY     nets on which it must be silent
+    STEPS       of a symptom that reads a training: how many steps these nets are trained for its test
     ORDER       place among findings of equal severity: 0 what causes others, 9 what is usually their consequence
 
 Headings of each page: What it does to training, How it is measured, When it is no problem, What helps first, Source.

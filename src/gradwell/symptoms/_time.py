@@ -55,5 +55,5 @@ def layer_words(layer: Unrolled) -> str:
     name = layer.name.replace(":reverse", ", in reverse,")
     source = f" ({layer.site.source})" if layer.site.source else ""
     kind = layer.site.kind
-    article = "an" if kind[:1] in "AEIOLR" else "a"
+    article = "an" if kind.startswith(("RNN", "LSTM")) else "a"
     return f"{name}{source}, {article} {kind} over {layer.steps} steps"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gradwell.errors import NotMeasurable
-from gradwell.measure.profile import course
+from gradwell.measure.profile import course, in_order
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
@@ -40,15 +40,14 @@ def dead_units(
 
     How it is measured:
         For each hidden activation that can die (ReLU and its kin; a fact of the shelf of activations) the share of
-        units that are exactly 0 for the whole batch (channels, for images). The
-        worst layer counts: `mild`, `serious` and `fatal` (all of them) where nothing leads round it; in a branch at
-        most
-        serious. Below `fewest_samples` samples only a wholly dead layer is told. Over several sampled steps the
-        median of the last third counts.
+        units that are exactly 0 for the whole batch (channels, for images). The worst layer counts: `mild`, `serious`
+        and `fatal` (all of them) where nothing leads round it; in a branch at most serious. Below `fewest_samples`
+        samples only a wholly dead layer is told. Over several sampled steps the median of the last third counts.
 
     When it is no problem:
         In deep ReLU nets samples become alike with depth, and up to two thirds of a layer's units are off for one
-        batch by this alone; they come back as the weights move. That is below `mild`.
+        batch by this alone; they come back as the weights move. That is below `mild`. A layer whose input is zero (a
+        query that starts at zero) gives zeros and is not judged.
 
     What helps first:
         A lower learning rate or warmup when they die during training; LeakyReLU or GELU; standardised inputs;
@@ -73,7 +72,7 @@ def dead_units(
         severity = milder(severity, "serious")
     if severity is None:
         return
-    found = [pair for pair in fractions(run, judged.last_step, "dead_frac", "CAN_DIE") if pair[1] >= mild]
+    found = [pair for pair in shares(run, judged.last_step) if pair[1] >= mild]
     found.sort(key=lambda pair: -pair[1])
     first, last = span(judged, mild)
     text = f"{100 * value:.0f} % of the units of {place(run.sites[index])} are 0 for every sample of the batch"
@@ -86,8 +85,20 @@ def dead_units(
 
 def worst(run: Run, step: Step) -> tuple[int | None, float | None]:
     """The layer with most dead units, those on the trunk first."""
-    found = fractions(run, step, "dead_frac", "CAN_DIE")
+    found = shares(run, step)
     if not found:
         return None, None
     whole = on_trunk(run, step)
     return max(found, key=lambda pair: (pair[1], pair[0] in whole))
+
+
+def shares(run: Run, step: Step) -> list[tuple[int, float]]:
+    """(index, dead share) of each activation that can die and is fed; none is judged behind a layer of zeros."""
+    found = dict(fractions(run, step, "dead_frac", "CAN_DIE"))
+    fed, judged = True, []
+    for i in in_order(run.sites):
+        if i in found and fed:
+            judged.append((i, found[i]))
+        if run.sites[i].role in ("weight", "norm"):
+            fed = step.at("act_rms", i) != 0
+    return judged

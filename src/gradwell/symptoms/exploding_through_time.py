@@ -36,7 +36,7 @@ def exploding_through_time(
     run: Run,
     *,
     mild: float = 1.0,
-    serious: float = 2.3,
+    serious: float = 2.0,
     fatal: float = 5.0,
     learning: float = 0.5,
 ) -> Iterator[Finding]:

@@ -6,20 +6,21 @@ from collections.abc import Iterator
 
 from gradwell.measure.curves import setbacks, swing
 from gradwell.records.net import NetConfig
+from gradwell.records.numbers import size
 from gradwell.records.run import Curve, Run
 from gradwell.records.verdict import Evidence, Finding, Severity
 from gradwell.symptoms._curve import count, curves, sampled_near, steps_of
 from gradwell.symptoms._words import worst
 
 ORDER = 5
-STEPS = 160
+STEPS = 200
 """Steps that its nets are trained."""
 LEAST = 50
 """Losses from which on a curve is judged."""
 
 SICK = (
-    NetConfig(depth=3, init="he", lr=0.5),
     NetConfig(depth=5, activation="tanh", init="lecun", lr=0.5),
+    NetConfig(depth=1, activation="tanh", init="lecun", lr=2.0, batch_size=32),
 )
 HEALTHY = (
     NetConfig(depth=3, init="he"),
@@ -38,7 +39,7 @@ def oscillating_loss(run: Run, *, mild: float = 0.3, serious: float = 2.0) -> It
         late or never.
 
     How it is measured:
-        The curve (from 50 losses on) is cut into 60 blocks, of ten losses at least. A setback is a rise between the
+        The curve (from 50 losses on) is cut into 60 blocks, of five losses at least. A setback is a rise between the
         medians of two blocks of more than four standard errors, by the noise around them. From two setbacks on: the sum
         of what they gave back over the best gain of the curve, `mild`, `serious`.
 
@@ -67,7 +68,7 @@ def _judge(run: Run, curve: Curve, mild: float, serious: float) -> Iterator[Find
     severity: Severity = "serious" if lost >= serious else "mild"
     text = (
         f"the loss went up {count(number, 'time')} beyond its noise between steps {begin} and {end} and gave back "
-        f"{100 * lost:.3g} % of its best gain"
+        f"{size(lost)} times its best gain"
     )
     evidence = [Evidence("given back / gained", lost, "ratio", serious if severity == "serious" else mild)]
     evidence += sampled_near(run, begin)

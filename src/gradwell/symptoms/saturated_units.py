@@ -42,10 +42,10 @@ def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal:
     How it is measured:
         An activation that is flat on both sides (sigmoid, tanh and their kin; a fact of the shelf of activations) is
         saturated where its slope is below 1/20 of the largest: for tanh |h| > 2.2, for sigmoid |h| > 4.4; the slope is
-        gradient out over gradient in. The zeros of ReLU6 do not count: they are ReLU's. U = -sum of log10(1 - saturated share) over the hidden layers, each weighted with
-        the share of the flow that passes it and counted with 2 decades at most: the decades by which open ways through
-        the net are fewer. `mild`, `serious`, `fatal` in decades. Over several sampled steps the median of the last
-        third counts.
+        gradient out over gradient in. The zeros of ReLU6 do not count: they are ReLU's. U = -sum of log10(1 -
+        saturated share) over the hidden layers, each weighted with the share of the flow that passes it and counted
+        with 2 decades at most: the decades by which open ways through the net are fewer. `mild`, `serious`, `fatal` in
+        decades. Over several sampled steps the median of the last third counts.
 
     When it is no problem:
         Gates of recurrent cells are meant to saturate (they are inside the cell and not looked at). Binary codes.

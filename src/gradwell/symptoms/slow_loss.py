@@ -27,7 +27,7 @@ STILLER = 10.0
 SICK = (
     NetConfig(depth=3, init="he", optimizer="Adam", lr=5e-5),
     NetConfig(depth=3, init="he", optimizer="Adam", lr=1e-6),
-    NetConfig(depth=3, init="he", lr=1e-3),
+    NetConfig(depth=3, init="he", lr=3e-4),
 )
 HEALTHY = (
     NetConfig(depth=3, init="he"),
@@ -79,7 +79,7 @@ def _judge(run: Run, curve: Curve, bounds: tuple[float, float]) -> Iterator[Find
         return
     severity: Severity = "serious" if update < serious else "mild"
     course = f"has hardly moved from {size(first)}" if still else f"fell from {size(first)} to {size(last)} only"
-    pace = ", at a pace that does not slacken" if found.steady else ""
+    pace = ", at a pace that does not slacken" if found.steady and not still else ""
     text = (
         f"the loss {course} in {count(len(curve.values), 'step')}{pace}; "
         f"a step changes the weights by {size(100 * update)} % of their size"

@@ -39,7 +39,7 @@ def vanishing_through_time(
     run: Run,
     *,
     mild: float = 1.2,
-    serious: float = 1.5,
+    serious: float = 1.8,
     fatal: float = 3.5,
     adaptive_mild: float = 1.5,
     adaptive_serious: float = 3.5,

@@ -43,12 +43,11 @@ class Arm(msgspec.Struct, frozen=True):
 BASELINE = Arm()
 
 
-def apply(
-    setup: TrainSetup, remedies: Sequence[Remedy], lr_scale: float = 1.0, *, copied: bool = False
-) -> TrainSetup:
+def apply(setup: TrainSetup, remedies: Sequence[Remedy], lr_scale: float = 1.0, *, copied: bool = False) -> TrainSetup:
     """A copy of the setup with the remedies, in their order, and its learning rates times `lr_scale`.
 
-    `copied`: the setup is a copy already and is changed in place. Raises `Refused` when a remedy does not fit the model.
+    `copied`: the setup is a copy already and is changed in place. Raises `Refused` when a remedy does not fit the
+    model.
     """
     arm = setup if copied else setup.copy()
     for remedy in remedies:

@@ -4,8 +4,9 @@ A run is worth the log10 of its held loss after the last step. Nothing is droppe
 ended above the loss it began with has learnt nothing, and counts as the loss that the baseline had before its first
 step. That is too kind to it, so that an effect told against a diverging baseline is rather too small.
 
-Arm and learning rate are chosen on other seeds than they are judged on. Of twelve arms that do nothing, one looks better
-than the baseline in 20 % of all trials when the seeds that chose it judge it too, in 3 % on fresh ones (5 seeds).
+Arm and learning rate are chosen on other seeds than they are judged on. Of twelve arms that do nothing, one looks
+better than the baseline in 20 % of all trials when the seeds that chose it judge it too, in 3 % on fresh ones (5
+seeds).
 """
 
 from __future__ import annotations
@@ -104,34 +105,29 @@ def verdict(found: Comparison, *, gone: bool, control: Comparison | None = None)
     """The word for a comparison on fresh seeds; `gone`: the symptom that was treated is no longer there.
 
     cures: the interval lies below -0.1 decades (a fifth less loss) and the symptom is gone, or below -0.3 (half the
-    loss). helps: the interval lies below 0. harms: it lies above 0, or half of the arm's runs are infeasible and fewer of
-    the baseline's. no effect: it holds 0 and rules out half the loss, or the effect is below 0.01 decades. undecided: it
-    holds 0 and is too wide for that. An effect within the interval of a control that excludes 0 is undecided.
+    loss). helps: the interval lies below 0. harms: it lies above 0, or half of the arm's runs are infeasible and fewer
+    of the baseline's. no effect: it holds 0 and rules out half the loss, or the effect is below 0.01 decades.
+    undecided: it holds 0 and is too wide for that. An effect within the interval of a control that excludes 0 is
+    undecided.
     """
-    worse = found.infeasible_frac - found.baseline_infeasible_frac
-    if found.infeasible_frac >= 0.5 and worse > 0:
+    if found.infeasible_frac >= 0.5 and found.infeasible_frac > found.baseline_infeasible_frac:
         return "harms"
     if found.effect is None or found.interval is None:
         return "undecided"
     low, high = found.interval
-    if abs(found.effect) < RESOLUTION and not low <= 0 <= high:
+    if low <= 0 <= high:
+        return "no effect" if low > -HALVED else "undecided"
+    if abs(found.effect) < RESOLUTION:
         return "no effect"
-    if high < 0 and _doubtful(found.effect, control):
+    return "harms" if low > 0 else _better(found.effect, high, gone=gone, control=control)
+
+
+def _better(effect: float, high: float, *, gone: bool, control: Comparison | None) -> OutcomeVerdict:
+    """The word for an interval below 0."""
+    low, top = (control.interval if control is not None else None) or (0.0, 0.0)
+    if not low <= 0 <= top and low <= effect <= top:
         return "undecided"
-    if (high < -MARGIN and gone) or high < -HALVED:
-        return "cures"
-    if high < 0:
-        return "helps"
-    if low > 0:
-        return "harms"
-    return "no effect" if low > -HALVED else "undecided"
-
-
-def _doubtful(effect: float, control: Comparison | None) -> bool:
-    if control is None or control.interval is None:
-        return False
-    low, high = control.interval
-    return not low <= 0 <= high and low <= effect <= high
+    return "cures" if (high < -MARGIN and gone) or high < -HALVED else "helps"
 
 
 def _share(runs: Sequence[Ending]) -> float:

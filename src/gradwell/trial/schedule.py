@@ -1,9 +1,10 @@
 """The course of a trial: how long runs may be, screening by successive halving, judging on fresh seeds.
 
-Every arm, the baseline among them, has its learning rate chosen on the screening seeds: all rates for a quarter of
-the steps, the better half of the arms and of the rates for half of them. The best arms go to the judge with one rate each:
+Every arm, the baseline among them, has its learning rate chosen on the screening seeds: all rates for a quarter of the
+steps, the better half of the arms and of the rates for half of them. The best arms go to the judge with one rate each:
 fresh seeds, all steps, paired with the baseline. Each stage has its part of the time and is planned anew from what the
-stage before has cost; runs that a stage has no time for are missing, and the judge hears fewer arms before shorter runs.
+stage before has cost; runs that a stage has no time for are missing, and the judge hears fewer arms before shorter
+runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from gradwell.records.treatment import Course
 from gradwell.trial.arms import BASELINE, LR_SCALES, Arm
-from gradwell.trial.judge import first_losses, worth
+from gradwell.trial.judge import Ending, first_losses, worth
 from gradwell.trial.train import Job, Trained
 from gradwell.trial.workers import Runner
 
@@ -28,6 +29,8 @@ USUAL = 500
 """Steps of a run where the setup names none: enough to tell a net that trains from one that does not."""
 FEWEST = 100
 """Below so many steps fewer arms are better than shorter runs."""
+TAIL = 5
+"""Points at the end of a course that tell how a short run did."""
 FURTHER = 4
 """Decades beyond the usual rates that an arm of nothing but a rate may go."""
 FEW = 3
@@ -46,9 +49,13 @@ Tick = Callable[[str, int, int], None]
 
 
 class Plan(NamedTuple):
-    """How many steps a run has, seeds of the screening, arms that it keeps, arms that are judged."""
+    """How many steps a run has, arms that are tried, seeds of the screening, arms that it keeps, arms that are judged.
+
+    The baseline is one of the tried and kept.
+    """
 
     steps: int
+    tried: int
     screening: int
     kept: int
     judged: int
@@ -81,14 +88,15 @@ class Shown(msgspec.Struct, frozen=True):
 class Trial:
     """Runs a trial on a runner, within a time."""
 
-    def __init__(self, arms: Sequence[Arm], run: Runner, *, seeds: int, until: float, tick: Tick) -> None:
-        self.arms = [BASELINE, *arms]
+    def __init__(
+        self, arms: Sequence[Arm], run: Runner, *, seeds: int, until: float, tick: Tick, lines: dict[str, str]
+    ) -> None:
+        self.arms, self.lines = [BASELINE, *arms], lines
         self.run, self.seeds, self.until, self.tick = run, seeds, until, tick
         self.began = time.monotonic()
         self.step_s = 1e-3
         self.extra_s = 0.25  # what a run costs besides its steps, until that has been measured
         self.failed: dict[int, str] = {}
-        self.lines: dict[str, str] = {}
 
     def conduct(self, first: Trained, *, steps: int | None) -> Shown:
         """The whole trial; `first` is the watched run of the training as it is, which tells how long a step takes."""
@@ -104,9 +112,10 @@ class Trial:
         """The longest runs that fit, with fewer seeds and arms where they would get too short."""
         arms = len(self.arms)
         ways = [
-            Plan(0, 2, min(arms, max(7, (arms + 1) // 2)), min(arms - 1, 5)),
-            Plan(0, 1, min(arms, max(5, arms // 2)), min(arms - 1, 4)),
-            Plan(0, 1, min(arms, 4), min(arms - 1, 2)),
+            Plan(0, arms, 2, min(arms, max(7, (arms + 1) // 2)), min(arms - 1, 5)),
+            Plan(0, arms, 1, min(arms, max(5, arms // 2)), min(arms - 1, 4)),
+            Plan(0, min(arms, 7), 1, min(arms, 4), min(arms - 1, 3)),
+            Plan(0, min(arms, 5), 1, min(arms, 3), min(arms - 1, 2)),
         ]
         plans = [way._replace(steps=min(wanted, self._steps(way))) for way in ways]
         return next((plan for plan in plans if plan.steps >= min(FEWEST, wanted)), plans[-1])
@@ -114,7 +123,7 @@ class Trial:
     def _steps(self, way: Plan) -> int:
         """Steps of a whole run, so that every stage keeps to its part of the time."""
         rates = len(LR_SCALES)
-        short = self._fitting(len(self.arms) * rates * way.screening, SHORT)
+        short = self._fitting(way.tried * rates * way.screening, SHORT)
         long = self._fitting(way.kept * (rates // 2) * way.screening, LONG - SHORT)
         whole = self._fitting((way.judged + 2) * self.seeds, 1 - LONG)
         return max(1, min(4 * short, 2 * long, whole))
@@ -132,7 +141,7 @@ class Trial:
 
     def _screen(self, plan: Plan) -> tuple[dict[int, float], dict[int, float], list[int]]:
         """The best rate of each arm, its distance from the baseline in its last round, and the arms, best first."""
-        keys = [Key(arm, scale) for scale in sorted(LR_SCALES, key=_usual_first) for arm in range(len(self.arms))]
+        keys = [Key(arm, scale) for scale in sorted(LR_SCALES, key=_usual_first) for arm in range(plan.tried)]
         first = self._round("screening, short runs", keys, max(1, plan.steps // 4), plan.screening, SHORT)
         first |= self._further(first, plan)
         best = {arm: min(s for key, s in first.items() if key.arm == arm) for arm in {key.arm for key in first}}
@@ -173,7 +182,7 @@ class Trial:
             if found is None or found.late or key.arm in self.failed:
                 continue
             start = starts.get(seed) or first_losses([found.ending])[0]
-            scores.setdefault(key, []).append(worth(found.ending, start))
+            scores.setdefault(key, []).append(_promise(found, start))
         return {key: statistics.fmean(values) for key, values in scores.items()}
 
     def _job(self, key: Key, seed: int, steps: int, *, watched: bool = False) -> Job:
@@ -244,6 +253,16 @@ class Trial:
 def _usual_first(scale: float) -> float:
     """The setup's own rate first, those far from it last."""
     return abs(math.log(scale))
+
+
+def _promise(run: Trained, start: float) -> float:
+    """What a short run is worth: the better of its held loss and of its last training losses.
+
+    In eval mode a batch norm's running statistics need some ten steps before they mean anything.
+    """
+    last = [loss for _, loss in run.course[-TAIL:]]
+    trained = Ending(start, math.fsum(last) / len(last) if last else None)
+    return min(worth(run.ending, start), math.inf if run.ending.loss is None else worth(trained, start))
 
 
 def _better_half(scored: dict[Key, float], arm: int) -> list[Key]:

@@ -1,8 +1,8 @@
 """One run of an arm: copy, seed, remedies, rate, steps, and its loss on the held batches in eval mode.
 
 What a seed changes. Seed 0 is the training as it was handed over. Every other seed draws the data in its own order and
-moves the rows and columns of each weight to other units (`shake`), unless the weights are trained already. Two runs of the same seed have the same data in the
-same order and, before the remedy, the same weights.
+moves the rows and columns of each weight to other units (`shake`), unless the weights are trained already. Two runs of
+the same seed have the same data in the same order and, before the remedy, the same weights.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def lines_of(model: nn.Module, construction: Construction | None) -> dict[str, s
 
 
 def held_loss(setup: TrainSetup) -> float:
-    """Mean loss over the held batches: the first of a seed that no run draws from, in eval mode, extra terms left out."""
+    """Mean loss over the held batches, the first of a seed of their own, in eval mode, extra terms left out."""
     assert setup.batches is not None
     modes = [(module, module.training) for module in setup.model.modules()]
     losses = []

@@ -1,12 +1,13 @@
 """Where runs happen: forked children that inherit the setup, this process, or somebody's executor.
 
-Children are forked one for each run, so that one that is killed takes only its own run along, and one that is late can be
-stopped. They inherit the setup: lambdas and closures need no pickling. Nothing is written to disk.
+Children are forked one for each run, so that one that is killed takes only its own run along, and one that is late can
+be stopped. They inherit the setup: lambdas and closures need no pickling. Nothing is written to disk.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ from gradwell.trial.train import Job, Trained, work
 MOST_CHILDREN = 16
 GRACE = 2.0
 """Seconds beyond its limit after which a run is stopped from outside."""
+PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
 KILLED = "its process was killed twice"
 
 
@@ -51,7 +54,12 @@ def runner(setup: TrainSetup, executor: Executor | None = None) -> Runner:
 def _can_fork(setup: TrainSetup) -> bool:
     """Linux without an accelerator in use: elsewhere a forked child cannot compute."""
     on_cpu = all(p.device.type == "cpu" for p in setup.model.parameters())
-    return sys.platform == "linux" and on_cpu and not torch.cuda.is_initialized()
+    return sys.platform == "linux" and on_cpu and not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+
+
+def _within(job: Job, until: float) -> Job:
+    """The job with no more time than there is when it starts."""
+    return msgspec.structs.replace(job, limit_s=min(job.limit_s, max(0.0, until - time.monotonic())))
 
 
 class Inline:
@@ -64,7 +72,7 @@ class Inline:
         for place, job in enumerate(jobs):
             if time.monotonic() > until:
                 return
-            yield place, work(self.setup, job)
+            yield place, work(self.setup, _within(job, until))
 
 
 class Given:
@@ -122,7 +130,7 @@ class Forks:
         if waiting and not self._warm:
             self._warm = True
             place, _ = waiting.pop()
-            yield place, work(self.setup, jobs[place])
+            yield place, work(self.setup, _within(jobs[place], until))
         children: dict[Any, _Child] = {}
         try:
             while waiting or children:
@@ -131,7 +139,7 @@ class Forks:
                     return
                 while waiting and len(children) < self.width and now <= until:
                     place, attempt = waiting.pop()
-                    child = _Child(self.setup, jobs[place], place, attempt)
+                    child = _Child(self.setup, _within(jobs[place], until), place, attempt)
                     children[child.reader] = child
                 if not children:
                     return
@@ -191,6 +199,7 @@ class _Child:
 
 def _child(writer: Any, setup: TrainSetup, job: Job) -> None:
     """The run, quietly: a script prints once, and Ctrl-C is the parent's to answer."""
+    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)  # nobody reads the result of a parent that is gone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # a forked child that asks for the parent's threads waits for ever

@@ -15,6 +15,7 @@ from gradwell.lab.tasks import batches, loss_fn
 from gradwell.records.net import NetConfig
 from gradwell.report.figures import Spec
 from gradwell.report.lessons import PALETTE, Line, bars, lines
+from gradwell.surgery.optimizers import SignSGD
 
 OPTIONS = ("epochs",)
 
@@ -34,21 +35,6 @@ NETS = {
     "explodes (8 layers, 1.5 a layer)": NetConfig(depth=8, init="he", gain=1.5),
     "healthy (8 layers, He)": NetConfig(depth=8, init="he"),
 }
-
-
-class Sign(torch.optim.Optimizer):
-    """p -= lr sign(g)."""
-
-    def __init__(self, params: list[Tensor], lr: float) -> None:
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step."""
-        del closure
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.sub_(group["lr"] * p.grad.sign())
 
 
 def optimizers(ask: Ask) -> Outcome:
@@ -119,7 +105,7 @@ def optimizers(ask: Ask) -> Outcome:
 
 def _make(name: str, params: list[Tensor], lr: float) -> torch.optim.Optimizer:
     if name == "sign":
-        return Sign(params, lr)
+        return SignSGD(params, lr)
     if name in ("SGD", "momentum"):
         return torch.optim.SGD(params, lr=lr, momentum=0.9 if name == "momentum" else 0.0)
     kinds: dict[str, type[torch.optim.Optimizer]] = {
