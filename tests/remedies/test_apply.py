@@ -232,3 +232,38 @@ def test_remedies_that_go_together_do_so_in_the_pasted_lines_too(net, parts):
     assert Loop(arm, seed=0).run(3) == pytest.approx(losses, rel=1e-5)
     assert_same(state(arm.model), state(model), rtol=1e-4, atol=1e-6)
     assert [name for name, _ in arm.applied] == [name for name, _ in parts]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator here")
+def test_what_is_new_is_on_the_device_of_what_is_old():
+    for remedy, net, point in POINTS:
+        setup = zoo.setup_of(net)
+        setup.model.cuda()
+        batches = setup.batches
+        setup.batches = lambda seed, batches=batches: ((x.cuda(), y.cuda()) for x, y in batches(seed))
+        arm = applied(setup, remedy, point)
+        assert {t.device.type for t in arm.model.state_dict().values()} == {"cuda"}, (remedy, net, point)
+        assert all(torch.tensor(Loop(arm).run(2)).isfinite()), (remedy, net, point)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("remedy", "net", "point"),
+    [
+        ("swap_activation", "sigmoid", {"to": "prelu"}),
+        ("swap_activation", "functional", {"to": "prelu"}),
+        ("reinit", "sigmoid", {"init": "orthogonal"}),
+        ("add_norm", "sigmoid", {"norm": "batch"}),
+        ("add_shortcut", "sigmoid", {"form": "highway"}),
+        ("add_shortcut", "sigmoid", {"form": "rezero"}),
+        ("scale_residual", "residual", {"learned": True}),
+        ("standardize_input", "sigmoid", {}),
+        ("gate_recurrence", "rnn", {"to": "gru"}),
+        ("auxiliary_loss", "sigmoid", {}),
+    ],
+)
+def test_what_is_new_has_the_dtype_of_what_is_old(remedy, net, point, dtype):
+    arm = applied(zoo.setup_of(net, dtype=dtype), remedy, point)
+    assert {t.dtype for t in arm.model.state_dict().values() if t.is_floating_point()} == {dtype}
+    assert all(torch.tensor(Loop(arm).run(2)).isfinite())

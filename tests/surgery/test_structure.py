@@ -203,8 +203,8 @@ def test_shortcuts_by_formula_over_one_layer_and_over_two():
         scaled = X
         for number in (0, 2, 4, 6):
             scaled = scaled + 0.5 * torch.sigmoid(model[number](scaled))  # 1 / sqrt(4)
-    torch.testing.assert_close(changed(model, "add_shortcut").model(X), model[8](one))
-    torch.testing.assert_close(changed(model, "add_shortcut", over=2).model(X), model[8](two))
+    torch.testing.assert_close(changed(model, "add_shortcut", form="identity").model(X), model[8](one))
+    torch.testing.assert_close(changed(model, "add_shortcut", form="identity", over=2).model(X), model[8](two))
     torch.testing.assert_close(changed(model, "add_shortcut", form="scaled").model(X), model[8](scaled))
 
 
@@ -232,7 +232,7 @@ def test_a_highway_carries_88_percent_at_the_start():
 
 def test_shortcuts_bring_the_decades_back():
     model = chain(depth=12)
-    for settings in ({}, {"form": "highway"}, {"form": "scaled"}):
+    for settings in ({"form": "identity"}, {"form": "rezero"}, {"form": "highway"}, {"form": "scaled"}):
         x, y = X.clone().requires_grad_(), X.clone().requires_grad_()
         model(x).sum().backward()
         changed(model, "add_shortcut", **settings).model(y).sum().backward()
@@ -241,7 +241,7 @@ def test_shortcuts_bring_the_decades_back():
 
 def test_shortcuts_around_functions_leave_every_name():
     model = Functional()
-    arm = changed(model, "add_shortcut")
+    arm = changed(model, "add_shortcut", form="identity")
     h = X + functional.relu(model.fc1(X))
     h = h + functional.relu(model.fc2(h))
     torch.testing.assert_close(arm.model(X), model.out(h))
@@ -337,3 +337,11 @@ def test_wrapped_scripted_and_compiled_models_are_refused(remedy):
         arm.model = model
         with pytest.raises(Refused, match=reason):
             shelf("gradwell.remedies")[remedy].fact("apply")(arm)
+
+
+def test_a_net_inside_the_loss_is_not_the_patient():
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    arm = changed(chain(), "swap_activation", loss_fn=lambda model, batch: teacher(model(batch)).mean(), to="relu")
+    assert sum(isinstance(m, nn.ReLU) for m in arm.model) == 3
+    assert sum(isinstance(m, nn.Tanh) for m in teacher) == 2

@@ -95,7 +95,7 @@ for name in names:
 """
 
 
-_LIKE_RNN = """class LikeRNN(nn.LSTM):  # an LSTM that is called like an RNN, without a state: what it hands out is h alone
+_LIKE_RNN = """class LikeRNN(nn.LSTM):  # called like an RNN, without a state: what it hands out is h alone
     def forward(self, x):
         out, (last, _) = super().forward(x)
         return out, last
@@ -109,7 +109,7 @@ def _bias(value: float, chrono: int) -> str:
         return f"""
 for m in model.modules():
     if isinstance(m, (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)):
-        keep = slice(m.hidden_size, 2 * m.hidden_size)  # the second quarter (LSTM) or third (GRU): the gate that keeps
+        keep = slice(m.hidden_size, 2 * m.hidden_size)  # the second quarter (LSTM) or third (GRU) keeps
         for name, bias in m.named_parameters():
             if name.startswith("bias"):
                 bias.data[keep] = {value:g} if name.startswith("bias_ih") else 0.0"""

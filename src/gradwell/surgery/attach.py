@@ -37,9 +37,9 @@ def after(model: nn.Module, call: Call, hook: After) -> None:
     functions_of(owner).add(call.function, call.number, hook)
 
 
-def add_part(owner: nn.Module, name: str, part: nn.Module) -> str:
+def add_part(setup: TrainSetup, owner: nn.Module, name: str, part: nn.Module) -> str:
     """Register a new part as a child, under `name` or `name_2`, ... where that is taken; gives the name."""
-    return _register(owner, name, lambda free: owner.add_module(free, like(part, owner)))
+    return _register(owner, name, lambda free: owner.add_module(free, like(part, setup.model, near=owner)))
 
 
 def add_parameter(owner: nn.Module, name: str, value: Tensor) -> str:
@@ -221,10 +221,3 @@ def functions_of(owner: nn.Module) -> Around:
         found = Around(owner)
         owner.__dict__["forward"] = found
     return found
-
-
-def swap_call(model: nn.Module, call: Call, new: nn.Module) -> None:
-    """Another activation where a functional one is called."""
-    owner = model.get_submodule(call.name)
-    name = add_part(owner, "activation", new)
-    functions_of(owner).swap(call.function, call.number, name)

@@ -34,7 +34,7 @@ def add_auxiliary(setup: TrainSetup, cut: str, weight: float) -> None:
         )
     # on a leaf, because a container such as nn.Sequential runs every child it has
     leaf = next(m for m in setup.model.get_submodule(cut).modules() if not list(m.children()))
-    head = add_part(leaf, "aux_head", nn.Linear(middle.shape[-1], out.shape[-1]))
+    head = add_part(setup, leaf, "aux_head", nn.Linear(middle.shape[-1], out.shape[-1]))
     grow(setup, leaf.get_submodule(head).parameters())
     where = next(name for name, m in setup.model.named_modules() if m is leaf)
     setup.loss_terms.append(Auxiliary(weight, cut, f"{where}.{head}"))

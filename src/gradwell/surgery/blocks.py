@@ -45,7 +45,7 @@ def add_norms(setup: TrainSetup, norm: str) -> None:
         behind = seen.calls[seen.calls.index(call) + 1]
         if behind.role == "norm":
             continue
-        name = add_part(layer, "norm", _norm(norm, layer, call.out_shape))
+        name = add_part(setup, layer, "norm", _norm(norm, layer, call.out_shape))
         layer.register_forward_hook(Through(name))
         grow(setup, layer.get_submodule(name).parameters(), next(layer.parameters()))
         done += 1
@@ -149,7 +149,7 @@ def _shortcut(setup: TrainSetup, form: str, block: Block, blocks: int) -> Shortc
     if form == "rezero":
         return Shortcut(scale=_scalar(setup, layer, "shortcut_scale", 0.0, next(layer.parameters())))
     if form == "highway":
-        name = add_part(layer, "gate", _gate(layer))
+        name = add_part(setup, layer, "gate", _gate(layer))
         grow(setup, layer.get_submodule(name).parameters(), next(layer.parameters()))
         return Shortcut(gate=name)
     raise Refused(f"There is no shortcut of the form {form!r}; take identity, scaled, rezero or highway.")

@@ -104,7 +104,7 @@ class Pass:
 
     def _branch(self, a: Key, b: Key, by_node: dict[int, list[Call]]) -> Branch | None:
         above_a, above_b = self._ancestors(a), self._ancestors(b)
-        if not above_a & above_b:
+        if not any(node in by_node for node in above_a & above_b):
             return None  # two sources are added, an embedding and its positions: no shortcut
         sides = [(a, above_a - above_b), (b, above_b - above_a)]
         insides = [[call for n in sorted(nodes) for call in by_node.get(n, [])] for _, nodes in sides]
@@ -142,10 +142,10 @@ def _working(calls: list[Call]) -> int:
     return sum(call.role == "weight" or "Attention" in call.kind for call in calls)
 
 
-def observe(setup: TrainSetup, batch: Any = None) -> Pass:
-    """Run the loss once (default: on the first batch) and note the calls; raises `Refused` without data."""
+def observe(setup: TrainSetup) -> Pass:
+    """Run the loss once on the first batch and note the calls; raises `Refused` without data."""
     model = setup.model
-    batch = setup.batch() if batch is None else batch
+    batch = setup.batch()
     names = Names()
     names.root(model, "")
     tape = Tape(names)
@@ -162,8 +162,8 @@ def observe(setup: TrainSetup, batch: Any = None) -> Pass:
     if not isinstance(loss, Tensor) or loss.grad_fn is None:
         raise Refused("loss_fn gave no loss with a gradient on this model, so nothing can be learned about its layers.")
     graph = Graph([loss.grad_fn])
-    calls = _calls(tape.visits, entered, graph, type(model).__name__)
-    return Pass(calls, graph)
+    own = {name: name for name, _ in model.named_modules(remove_duplicate=False)} | {type(model).__name__: ""}
+    return Pass(_calls(tape.visits, entered, graph, own), graph)
 
 
 class Entry(NamedTuple):
@@ -185,20 +185,19 @@ class _Enter:
         self.entered.append(Entry(len(self.tape.visits), self.name, shape))
 
 
-def _calls(visits: list[Visit], entered: list[Entry], graph: Graph, root: str) -> list[Call]:
+def _calls(visits: list[Visit], entered: list[Entry], graph: Graph, own: dict[str, str]) -> list[Call]:
+    """`own`: the model's modules by the names of the tape, where the model itself goes by its class."""
     gated = _gated(graph)
     calls: list[Call] = []
     for index, visit in enumerate(visits):
         keys = [key for key, _ in visit.where_out if key[0] in graph.nodes]
-        if not keys:
-            continue  # the loss does not see it
-        call = Call(visit.name, visit.kind, visit.role, keys=keys, out_shape=visit.out_shape)
+        function = visit.kind if visit.name.endswith("()") else ""
+        owner = own.get(visit.name.rpartition(".")[0] if function else visit.name)
+        if not keys or owner is None:
+            continue  # the loss does not see it, or it is no part of the model
+        call = Call(owner, visit.kind, visit.role, function, keys=keys, out_shape=visit.out_shape)
         known = kinds.activation_names().get(visit.kind)
         call.activation = known[0] if known and visit.role == "activation" else ""
-        if visit.name.endswith("()"):
-            call.function, call.name = visit.kind, visit.name.rpartition(".")[0]
-        elif visit.name == root:
-            call.name = ""
         begun = max((e for e in entered if e.name == call.name and e.start <= index), default=Entry(0, "", ()))
         if call.function:
             call.number = sum(v.name == visit.name for v in visits[begun.start : index])

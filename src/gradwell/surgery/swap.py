@@ -60,7 +60,7 @@ def swap_calls(setup: TrainSetup, calls: Sequence[Call], to: str) -> None:
         done.add(call.place)
         owner = setup.model.get_submodule(call.name)
         if call.function:
-            name = add_part(owner, "activation", elementwise(to))
+            name = add_part(setup, owner, "activation", elementwise(to))
             functions_of(owner).swap(call.function, call.number, name)
             grow(setup, owner.get_submodule(name).parameters())
         else:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gradwell.errors import NotMeasurable
 from gradwell.records.net import NetConfig
+from gradwell.records.numbers import size
 from gradwell.records.run import Run
 from gradwell.records.verdict import Evidence, Finding, Severity
 from gradwell.symptoms._updates import owners, ratios
@@ -66,9 +67,7 @@ def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5) -> It
     large = sorted(s.step for s, ratio in found if ratio >= mild)
     bound = serious if severity == "serious" else mild
     times = "" if len(found) < SEVERAL else f" in {len(large)} of {len(found)} sampled steps"
-    text = (
-        f"one step changes the weights by {100 * value:.3g} % of their size (median over the weight matrices){times}; "
-        "about 0.1 % is usual"
-    )
+    much = f"{size(value)} times" if value >= 10 else f"{100 * value:.3g} % of"
+    text = f"one step changes the weights by {much} their size (median over the weight matrices){times}; 0.1 % is usual"
     evidence = [Evidence("update / weight", value, "ratio", bound), judged_at(step)]
     yield Finding("oversized_update", severity, owners(run, step, value), large[0], large[-1], evidence, text)
