@@ -26,6 +26,7 @@ from gradwell.lab.data import adding
 from gradwell.lab.nets import build
 from gradwell.lab.tasks import batches, loss_fn
 from gradwell.records.net import NetConfig
+from gradwell.records.text import remedy as told
 from gradwell.records.treatment_text import number, span
 from gradwell.records.verdict import Remedy
 from gradwell.surgery.setup import TrainSetup
@@ -130,7 +131,7 @@ CASES = (
     Case("deep_sigmoid", "8 sigmoid layers, PyTorch's init, SGD", lambda: of(Net(depth=8, activation="sigmoid"))),
     Case("default_relu", "14 ReLU layers, PyTorch's init, SGD", lambda: of(Net(depth=14))),
     Case("bn_relu_60", "60 layers of batch norm and ReLU without shortcuts, SGD",
-         lambda: of(Net(depth=60, norm="batch", width=32, batch_size=32, lr=0.01)), 5.0),
+         lambda: of(Net(depth=60, norm="batch", width=32, batch_size=32, lr=0.01), steps=200), 9.0),
     Case("he_times_3", "10 ReLU layers, He's weights times 3, SGD", lambda: of(Net(depth=10, init="he", gain=3.0))),
     Case("dead_units", "4 ReLU layers, biases of -4, SGD", lambda: of(Net(depth=4, init="he", bias_value=-4.0))),
     Case("unscaled_input", "3 tanh layers, inputs 0 to 255, SGD",
@@ -140,13 +141,14 @@ CASES = (
     Case("rate_too_low", "4 ReLU layers with He, learning rate 10,000 times too low",
          lambda: of(Net(depth=4, init="he", lr=5e-6))),
     Case("conv_30", "30 plain convolutions, PyTorch's init, SGD",
-         lambda: of(Net(kind="cnn", depth=30, width=8, batch_size=32), steps=200), 5.0),
+         lambda: of(Net(kind="cnn", depth=30, width=8, batch_size=16), steps=200), 10.0),
     Case("post_ln", "post-LN transformer of 12 blocks without warm-up, Adam",
          lambda: of(Net(kind="transformer", depth=12, width=32, norm_place="post", optimizer="Adam", lr=3e-3,
                         batch_size=32), steps=200), 6.0),
     Case("zero_init", "3 tanh layers, all weights 0, SGD", lambda: of(Net(depth=3, activation="tanh", init="zeros"))),
     Case("adding_100", "tanh RNN of 32 units on the adding problem, T = 100, Adam, clipped at 1", adding_100, 10.0),
     Case("xor", "XOR with ten hidden sigmoid layers, as in the lesson, Adam", xor, 20.0, XOR_ARMS),
+    Case("xor_slow", "the same, only the two cures that need most steps", xor, 14.0, (XOR_ARMS[0], XOR_ARMS[3])),
     Case("healthy", "4 ReLU layers with He, SGD: healthy", lambda: of(Net(depth=4, init="he"))),
 )  # fmt: skip
 
@@ -211,13 +213,7 @@ def _row(case: Case, record: dict[str, Any]) -> str:
 
 
 def _name(outcome: dict[str, Any]) -> str:
-    def one(remedy: dict[str, Any]) -> str:
-        settings = ", ".join(
-            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in remedy["settings"].items()
-        )
-        return f"{remedy['id']}({settings})" if settings else remedy["id"]
-
-    return " + ".join(one(remedy) for remedy in outcome["remedies"])
+    return " + ".join(told(Remedy(**remedy)) for remedy in outcome["remedies"])
 
 
 def _log(case: Case, record: dict[str, Any]) -> str:
@@ -226,10 +222,10 @@ def _log(case: Case, record: dict[str, Any]) -> str:
     lines = [f"\n## {case.name}\n", f"{case.what}. Symptoms: {symptoms}."]
     if record["outcomes"]:
         base, control = record["baseline"], record["control"]
+        itself = f"{number(control['effect_log10_loss'])} ({span(control['interval'])})"
         lines.append(
             f"{record['steps']} steps, {record['seeds']} seeds; baseline at x{base['lr_scale']:g} of its rate, "
-            f"{round(100 * base['infeasible_frac'])} % failed; control {number(control['effect_log10_loss'])} "
-            f"({span(control['interval'])}).\n"
+            f"{round(100 * base['infeasible_frac'])} % failed; control {itself}.\n"
         )
         lines += ["| verdict | arm | effect | interval | rate | failed | gone | new |", "|" + "---|" * 8]
         lines += [_arm(outcome) for outcome in record["outcomes"]]

@@ -30,6 +30,8 @@ AGAIN = 2
 """A net that is near chance after so many times its twin's steps is given up."""
 BOUNDS = {"mild": 1.5, "serious": 5.0, "fatal": 20.0}
 RANK = {"healthy": 0, "mild": 1, "serious": 2, "fatal": 3}
+UNKNOWN = {"class": None, "steps": None, "twin": None, "ratio": None}
+"""No label: the training without the fault does not reach the target."""
 NEARLY = 0.8
 """Kinds of layers that did so much of what the strongest did are both right as the first cause."""
 SETTLED = 10
@@ -48,15 +50,11 @@ def label(case: Case, seed: int) -> dict[str, Any]:
 def outcome(case: Case, seed: int) -> dict[str, Any]:
     if not case.fault:
         own = train(case, seed, until_target=True).reached
-        return {
-            "class": None if own is None else "healthy",
-            "steps": own,
-            "twin": own,
-            "ratio": None if own is None else 1.0,
-        }
+        well = {"class": "healthy", "steps": own, "twin": own, "ratio": 1.0}
+        return well if own is not None else UNKNOWN
     best = best_steps(twin_of(case), seed)
     if best is None:
-        return {"class": None, "steps": None, "twin": None, "ratio": None}
+        return UNKNOWN
     limit = min(MOST, math.ceil(BOUNDS["fatal"] * best))
     if case.at:
         steps, stuck = recovery(case, seed, limit)
@@ -150,30 +148,20 @@ def measure(case: Case, seed: int) -> dict[str, Any]:
     """What one backward pass in float64 shows, with plain hooks.
 
     `gain`: log10 of the gradient at the first over that at the last weight layer's output, -99 where the first is
-    exactly zero. `activation`, `weight`, `norm`: their parts of it, on chains. `time`: log10 of the gradient at the first
-    over that at the last input step. `dead`: the largest share of a ReLU layer's units that are 0 for the whole batch.
-    `twins`: the smallest share of equal rows in a hidden weight. `unreached`: share of the elements without a gradient.
-    `bad`: some gradient is not finite. `input`: mean and RMS of the input.
+    exactly zero. `activation`, `weight`, `norm`: their parts of it, on chains. `time`: log10 of the gradient at the
+    first over that at the last input step. `dead`: the largest share of a ReLU layer's units that are 0 for the whole
+    batch. `twins`: the smallest share of equal rows in a hidden weight. `unreached`: share of the elements without a
+    gradient. `bad`: some gradient is not finite. `input`: mean and RMS of the input.
     """
     return measured(case, built(case, seed), seed)
 
 
 def ending(case: Case, seed: int) -> dict[str, Any]:
     """The same after the training of a sick case, and whether its loss ended at NaN (`lost`) or far above its start."""
-    last: list[Bench] = []
-
-    class Keeper:
-        def begins(self, bench: Bench, step: int, _batch: Any) -> None:
-            if step == 0:
-                last.append(bench)
-
-        def backward(self, *_: Any) -> None: ...
-        def ends(self, *_: Any) -> None: ...
-
-    trained = train(case, seed, observer=Keeper())
+    trained = train(case, seed)
     tail = [loss for loss in trained.losses[-10:] if math.isfinite(loss)]
     found: dict[str, Any] = {"lost": not tail, "risen": bool(tail) and min(tail) > 2 * abs(trained.losses[0])}
-    return found if not tail else found | measured(case, last[0], seed)
+    return found if not tail else found | measured(case, trained.bench, seed)
 
 
 def measured(case: Case, bench: Bench, seed: int) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Trained(NamedTuple):
     values: list[float]
     reached: int | None
     last: float
+    bench: Bench
 
 
 def built(case: Case, seed: int) -> Bench:
@@ -74,7 +75,7 @@ def train(
             reached = step + 1
         if until_target and (reached is not None or not math.isfinite(losses[-1]) or hopeless(step + 1, smooth)):
             break
-    return Trained(losses, values, reached, smooth)
+    return Trained(losses, values, reached, smooth, bench)
 
 
 def one_step(

@@ -42,7 +42,9 @@ def test_nothing_at_all_shows_the_help(gradwell):
     assert "check" in done.err + done.out
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["report"], ["demo"], ["list"], ["explain"]], ids=str)
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["check"], ["treat"], ["report"], ["demo"], ["list"], ["explain"]], ids=str
+)
 def test_help(gradwell, command):
     done = gradwell(*command, "--help")
     assert done.status == 0

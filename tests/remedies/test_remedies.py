@@ -1,5 +1,7 @@
 """Every remedy is a page with code that compiles, and speaks of what the contract names."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -131,6 +133,15 @@ def test_every_symptom_has_a_way_to_advice_that_compiles(symptom, net):
     for prescription in found:
         compile(prescription.in_your_code, symptom, "exec")
         assert prescription.expected.endswith("; not yet tried")
+
+
+@pytest.mark.parametrize("symptom", SYMPTOMS)
+def test_every_symptom_has_a_remedy_that_acts_with_the_settings_it_is_given(symptom):
+    for net in NETS.values():
+        for prescription in advice(net, symptom):
+            for remedy in prescription.remedies:
+                act = shelf("gradwell.remedies")[remedy.id].fact("apply")
+                inspect.signature(act).bind(None, **remedy.settings)
 
 
 @pytest.mark.parametrize("symptom", SYMPTOMS)

@@ -238,3 +238,5 @@ def test_without_data_only_what_looks_at_no_data():
         APPLY(arm, init="lsuv")
     with pytest.raises(Refused, match="no stable critical initialisation"):
         APPLY(setup(chain(nn.Softplus)), init="critical")
+    with pytest.raises(Refused, match="for sigmoids, and the hidden activation is tanh"):
+        APPLY(setup(chain(nn.Tanh)), init="centred_sigmoid")

@@ -7,7 +7,7 @@ from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Attribution, Finding
 
-EXPLAINS = ("symmetric_units",)
+EXPLAINS = ("symmetric_units", "vanishing_gradient")
 
 
 def symmetric_init(run: Run, finding: Finding, step: Step) -> Attribution | None:

@@ -105,14 +105,14 @@ def _first(run: Runner, setup: TrainSetup, lines: dict[str, str], until: float) 
 def _told(
     diagnosis: Diagnosis, arms: Sequence[Arm], shown: Shown, judged: dict[str, Any], *, seeds: int, started: float
 ) -> Treatment:
-    control = compare([r.ending for r in shown.control], [r.ending for r in shown.baseline])
     complete = not any(r.late for r in (*shown.control, *shown.baseline))
+    control = compare([r.ending for r in shown.control], [r.ending for r in shown.baseline]) if complete else None
     outcomes, after = list[tuple[Outcome, int]](), dict[int, Diagnosis]()
     for number, arm in enumerate([_rate(shown.rates[0]), *arms]):
         own = next((r.run for r in shown.judged.get(number, []) if r.run is not None), None)
         if own is not None:
             after[number] = diagnose(own, **judged)
-        outcome = _outcome(arm, number, shown, diagnosis, after.get(number), control if complete else None)
+        outcome = _outcome(arm, number, shown, diagnosis, after.get(number), control)
         if outcome is not None and not any(outcome.name == other.name for other, _ in outcomes):
             outcomes.append((outcome, number))
     order = ranked([outcome for outcome, _ in outcomes])
@@ -120,7 +120,7 @@ def _told(
     return Treatment(
         diagnosis,
         baseline=_baseline(shown),
-        control=Control(*_plain(control), [r.loss for r in shown.control]),
+        control=Control() if control is None else Control(*_plain(control), [r.loss for r in shown.control]),
         outcomes=order,
         steps=shown.plan.steps,
         seeds=seeds,

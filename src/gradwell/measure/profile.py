@@ -79,13 +79,24 @@ def profile(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
 
 @once_a_step
 def normalised(sites: Sequence[Site], step: Step) -> set[int]:
-    """Sites of the trunk that a normalisation reads, at most through sites without weights or slopes (dropout)."""
+    """Sites of the trunk whose scale a later normalisation takes away: from a weight layer on to the next of them.
+
+    So does one that stands right behind another: rows of zeros are zeros behind the first as well.
+    """
+    way = trunk(sites, step)
+    last = max((n for n, i in enumerate(way) if sites[i].role == "norm"), default=0)
     found: set[int] = set()
+    free = True
+    for i in way[:last]:
+        if sites[i].role in ("norm", "weight", "source"):
+            free = sites[i].role != "norm"
+        if free:
+            found.add(i)
     read = False
-    for i in reversed(trunk(sites, step)):
+    for i in reversed(way):
         if read:
             found.add(i)
-        if sites[i].role in ("weight", "activation", "norm"):
+        if sites[i].role in ("norm", "weight", "activation"):
             read = sites[i].role == "norm"
     return found
 

@@ -103,6 +103,8 @@ class Recorder:
                 self._dtype = self._dtype or str(tensor.dtype).removeprefix("torch.")
                 group, frozen = groups.get(id(tensor)), not tensor.requires_grad
                 self.params.append(Param(name, site, list(tensor.shape), group, frozen))
+            elif self.params[index].group is None and id(tensor) in groups:  # its optimizer is known only now
+                self.params[index] = msgspec.structs.replace(self.params[index], group=groups[id(tensor)])
 
     def header(self, *, argv: Sequence[str], started: str, seed: int | None = None) -> Header:
         """Line 1 of the run, with what is known now."""

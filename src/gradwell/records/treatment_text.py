@@ -160,8 +160,8 @@ def method_words(treatment: Treatment) -> str:
     """How it was tried: steps, seeds, rates, control and time; empty where nothing was."""
     if treatment.baseline is None:
         return ""
-    control, itself = treatment.control, ""
-    if control is not None:
+    control, itself = treatment.control, "; there was no time for the control"
+    if control is not None and control.effect_log10_loss is not None:
         itself = f"; the baseline against itself: {number(control.effect_log10_loss)} ({span(control.interval)})"
     return (
         f"{treatment.steps} steps a run, {treatment.seeds} fresh seeds, each arm at its own best learning rate, the "

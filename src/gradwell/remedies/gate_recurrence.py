@@ -79,7 +79,7 @@ def _swap(to: str, kind: str) -> str:
     if kind == "RNNCell":
         made, like_rnn = "nn.GRUCell(m.input_size, m.hidden_size, m.bias)", ""
     else:
-        made = f"""{"nn.GRU" if to == "gru" else "LikeRNN"}(
+        made = f"""{"nn.GRU" if to == "gru" else "LSTM"}(
         m.input_size, m.hidden_size, m.num_layers, bias=m.bias, batch_first=m.batch_first, dropout=m.dropout,
         bidirectional=m.bidirectional,
     )"""
@@ -95,7 +95,7 @@ for name in names:
 """
 
 
-_LIKE_RNN = """class LikeRNN(nn.LSTM):  # called like an RNN, without a state: what it hands out is h alone
+_LIKE_RNN = """class LSTM(nn.LSTM):  # called like an RNN, without a state: what it hands out is h alone
     def forward(self, x):
         out, (last, _) = super().forward(x)
         return out, last

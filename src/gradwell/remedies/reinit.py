@@ -50,6 +50,7 @@ _HE = {
     "hardswish",
     "softplus",
 }
+_CENTRED = "centred_sigmoid"
 _FOR = {"sigmoid": "centred_sigmoid", "hard_sigmoid": "centred_sigmoid", "selu": "lecun", "identity": "lecun"}
 
 _DRAW = {
@@ -167,7 +168,7 @@ def reinit(case: Case, *, init: str = "", where: str = "") -> Prescription | Non
     if case.recurrent or (not init and _idle(case)):
         return None
     init = init or init_for(case.activation)
-    if init == "critical" and not _has_point(case.activation):
+    if (init == "critical" and not _has_point(case.activation)) or (init == _CENTRED and not case.weak_activation):
         return None
     expected = case.back(*_mended(case), otherwise=_EXPECTED.get(case.symptom, "the gradient keeps its size"))
     return advise(reinit, expected=expected, code=code(case, init), at=case.lines("weight"), init=init)
@@ -212,7 +213,7 @@ def code(case: Case, init: str) -> str:
     if init == "critical":
         spread = shelf("gradwell.theory.inits")["critical"](1, 1, activation=case.activation or "relu")
         numbers |= {"w2": spread.sigma_w2, "b2": spread.sigma_b2}
-    draw = _DRAW[init].format(**numbers) if "{root}" in _DRAW[init] or "{w2" in _DRAW[init] else _DRAW[init]
+    draw = _DRAW[init].format(**numbers)
     bias = "nn.init.zeros_(m.bias)" if numbers.get("b2") == 0 else _BIAS.get(init, "nn.init.zeros_(m.bias)")
     then = _THEN.get(init, "").format(classes=classes, blocks=case.block_names)
     imports = "import torch\nfrom torch import nn" if "torch." in draw + then else "from torch import nn"

@@ -21,8 +21,8 @@ GATED = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
-class LikeRNN(nn.LSTM):
-    """An LSTM that is called like a plain RNN: what it hands out as its state is h alone."""
+class LSTM(nn.LSTM):
+    """An LSTM that is called like a plain RNN: what it hands out as its state is h alone. It goes by torch's name."""
 
     def forward(self, x: Any, h: Tensor | None = None) -> tuple[Any, Tensor]:  # type: ignore[override]
         if h is not None and bool(h.any()):
@@ -52,7 +52,7 @@ def _gated(module: nn.Module, to: str) -> nn.Module:
             raise Refused("A cell is called step by step and an LSTM's has two states; take the GRU.")
         return nn.GRUCell(module.input_size, module.hidden_size, bias=module.bias)
     assert isinstance(module, nn.RNN)
-    kind: Callable[..., nn.Module] = nn.GRU if to == "gru" else LikeRNN
+    kind: Callable[..., nn.Module] = nn.GRU if to == "gru" else LSTM
     return kind(
         module.input_size,
         module.hidden_size,
@@ -147,7 +147,7 @@ def truncate(setup: TrainSetup, steps: int) -> None:
     for module in found:
         if module.bidirectional:
             raise Refused("A bidirectional layer reads its sequence whole; it cannot be cut into chunks.")
-        if isinstance(module, LikeRNN):
+        if isinstance(module, LSTM):
             raise Refused("An LSTM in the place of an RNN hands out half of its state; take the GRU for chunks.")
         module.__dict__["forward"] = Chunked(module, steps)
 

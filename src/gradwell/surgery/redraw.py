@@ -33,6 +33,8 @@ def redraw(setup: TrainSetup, init: str, *, where: str = "", init_for: Callable[
         raise Refused("The model has no linear or convolution layer to draw.")
     require_drawable(setup.model, modules, pretrained=setup.pretrained)
     init = init or (init_for(activation) if where != "head" else "lecun")
+    if init == "centred_sigmoid" and activation not in {"sigmoid", "hard_sigmoid"}:
+        raise Refused(f"The centred rule is for sigmoids, and the hidden activation is {activation or 'unknown'}.")
     if init == "fixup":
         return _fixup(setup, seen, modules)
     draw(modules, MEASURING.get(init, init), activation)

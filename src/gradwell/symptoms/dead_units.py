@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradwell.errors import NotMeasurable
-from gradwell.measure.profile import course, in_order
+from gradwell.measure.profile import by_way, course, in_order
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
 from gradwell.symptoms._units import fractions, hidden, on_trunk
 from gradwell.symptoms._words import bound_of, grade, judged_at, milder, needs_steps, place, span, where
+from gradwell.symptoms._words import worst as worst_of
 
 ORDER = 5
 WHOLE = 0.999
@@ -59,25 +60,32 @@ def dead_units(
     needs_steps(run)
     if not any(hidden(run, step, "CAN_DIE") for step in run.steps):
         raise NotMeasurable("no hidden activation can die: there is no ReLU or kin of it.")
-    judged = course(run, lambda step: worst(run, step)[1])
-    if judged is None:
+    bounds = (mild, serious, fatal)
+    ways = by_way(run) or [run]
+    if all(worst(way, step)[1] is None for way in ways for step in way.steps):
         raise NotMeasurable("the outputs of the activations were not measured.")
-    index, value = worst(run, judged.last_step)
-    if value is None or index is None:
+    yield from worst_of(found for way in ways for found in _judge(way, bounds, fewest_samples))
+
+
+def _judge(run: Run, bounds: Sequence[float], fewest_samples: float) -> Iterator[Finding]:
+    """At most one finding about the steps of one way of the gradient: a GAN's two nets take turns."""
+    judged = course(run, lambda step: worst(run, step)[1])
+    index, value = (None, None) if judged is None else worst(run, judged.last_step)
+    if judged is None or value is None or index is None:
         return
     if (judged.last_step.batch or 0) < fewest_samples and value < WHOLE:
         raise NotMeasurable(f"a batch of {judged.last_step.batch} is too small to tell a dead unit from one at rest.")
-    severity = grade(value, (mild, serious, fatal))
+    severity = grade(value, bounds)
     if index not in on_trunk(run, judged.last_step):
         severity = milder(severity, "serious")
     if severity is None:
         return
-    found = [pair for pair in shares(run, judged.last_step) if pair[1] >= mild]
+    found = [pair for pair in shares(run, judged.last_step) if pair[1] >= bounds[0]]
     found.sort(key=lambda pair: -pair[1])
-    first, last = span(judged, mild)
+    first, last = span(judged, bounds[0])
     text = f"{100 * value:.0f} % of the units of {place(run.sites[index])} are 0 for every sample of the batch"
-    others = f"; {len(found)} layers have {100 * mild:.0f} % or more" if len(found) > 1 else ""
-    bound = bound_of(severity, (mild, serious, fatal))
+    others = f"; {len(found)} layers have {100 * bounds[0]:.0f} % or more" if len(found) > 1 else ""
+    bound = bound_of(severity, bounds)
     evidence = [Evidence("dead_frac", value, "of the units", bound), judged_at(judged.last_step)]
     places = [where(run.sites[i]) for i, _ in found[:3]] or [where(run.sites[index])]
     yield Finding("dead_units", severity, places, first, last, evidence, text + others)

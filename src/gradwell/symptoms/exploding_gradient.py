@@ -62,11 +62,11 @@ def exploding_gradient(
 
     How it is measured:
         E = largest log10 |delta_l| / |delta_out| over the trunk, the sites that carry more than half of the gradient's
-        flow; delta_l is dLoss/d(output of l), the L2 norm per sample. What a normalisation reads is left out: it
-        divides by the scale of what it reads, so the gradient is large there where that is small, and a step that is
-        too large makes it larger. `mild`, `serious`, `fatal` in decades; without an optimizer at most serious. Over
-        several sampled steps the median of the last third counts; when only the start
-        was bad, the finding is mild. Gradients that are NaN or infinite are the business of `nonfinite_value`.
+        flow; delta_l is dLoss/d(output of l), the L2 norm per sample. From a weight layer on to the next normalisation
+        nothing counts: it divides by the scale of what it reads, so the gradient is large there where that is small,
+        and a step that is too large makes it larger. `mild`, `serious`, `fatal` in decades; without an optimizer at
+        most serious. Over several sampled steps the median of the last third counts; when only the start was bad, the
+        finding is mild. Gradients that are NaN or infinite are the business of `nonfinite_value`.
 
     When it is no problem:
         Half a decade up or down is luck at width 64. Batch norm without shortcuts grows by a factor 1.2 a layer: 12

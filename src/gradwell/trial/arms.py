@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, zip_longest
 from typing import Any
 
 import msgspec
@@ -21,6 +21,12 @@ LR_SCALES = (0.1, 0.3, 1.0, 3.0)
 """Every arm is tried at these multiples of the setup's learning rate, the baseline too."""
 MOST = 12
 """Candidates at most, joint ones included."""
+STEADY: tuple[tuple[str, dict[str, Any]], ...] = (("warmup", {"steps": 100}), ("clip_norm", {"max_norm": 1.0}))
+"""Remedies that fit any training."""
+FEW = 4
+"""With fewer plain candidates than this they are tried as well."""
+FAMILIES = ("swap_activation", "reinit", "add_norm", "add_shortcut")
+"""Remedies that change the net itself, in the order in which they are applied together."""
 
 
 class Arm(msgspec.Struct, frozen=True):
@@ -60,7 +66,7 @@ def apply(setup: TrainSetup, remedies: Sequence[Remedy], lr_scale: float = 1.0, 
 
 
 def candidates(run: Run, diagnosis: Diagnosis, *, most: int = MOST) -> list[Arm]:
-    """What to try for a diagnosis: its remedies by rank, joint ones first and paired, at most `most`.
+    """What to try for a diagnosis: its remedies by rank and pairs of them in turn, at most `most`, the best first.
 
     Remedies of large causes need each other: alone each may do nothing. So the first of each family (activation, init,
     norm, shortcut) is also tried with each other one. Where the diagnosis asks for little, what stabilises any training
@@ -71,9 +77,9 @@ def candidates(run: Run, diagnosis: Diagnosis, *, most: int = MOST) -> list[Arm]
     singles = prescribe(run, diagnosis.findings, diagnosis.attributions, most=2 * most)
     plain = [arm(plan) for plan in singles]
     joint = [arm(together(pair, expected="together")) for pair in _pairs(singles)]
-    room = max(most - len(plain), most // 3)
     usual = _usual(run, diagnosis) if len(plain) < FEW else []
-    return _unlike([*plain[: most - min(room, len(joint))], *joint, *usual])[:most]
+    turns = [item for turn in zip_longest(plain, joint) for item in turn if item is not None]
+    return _unlike([*turns, *usual])[:most]
 
 
 def _usual(run: Run, diagnosis: Diagnosis) -> list[Arm]:
@@ -86,14 +92,6 @@ def _usual(run: Run, diagnosis: Diagnosis) -> list[Arm]:
 def arm(plan: Prescription) -> Arm:
     """The arm of a prescription."""
     return Arm(tuple(plan.remedies), plan.in_your_code)
-
-
-STEADY: tuple[tuple[str, dict[str, Any]], ...] = (("warmup", {"steps": 100}), ("clip_norm", {"max_norm": 1.0}))
-"""Remedies that fit any training."""
-FEW = 4
-"""With fewer plain candidates than this they are tried as well."""
-FAMILIES = ("swap_activation", "reinit", "add_norm", "add_shortcut")
-"""Remedies that change the net itself, in the order in which they are applied together."""
 
 
 def _pairs(plans: Sequence[Prescription]) -> Iterable[tuple[Prescription, Prescription]]:
