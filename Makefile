@@ -22,6 +22,7 @@ lint: $(STAMP)
 proof: $(STAMP)
 	$(BIN)/python benchmarks/calibrate.py
 	$(BIN)/python benchmarks/check_cost.py
+	$(BIN)/python benchmarks/predict_cost.py
 	$(BIN)/python benchmarks/treat_cases.py
 	$(BIN)/python -m benchmarks.verdicts --docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[corpus]"
