@@ -149,6 +149,7 @@ CASES = (
     Case("adding_100", "tanh RNN of 32 units on the adding problem, T = 100, Adam, clipped at 1", adding_100, 10.0),
     Case("xor", "XOR with ten hidden sigmoid layers, as in the lesson, Adam", xor, 20.0, XOR_ARMS),
     Case("xor_slow", "the same, only the two cures that need most steps", xor, 14.0, (XOR_ARMS[0], XOR_ARMS[3])),
+    Case("xor_centred", "the same, the centred sigmoid alone", xor, 4.0, (XOR_ARMS[3],)),
     Case("healthy", "4 ReLU layers with He, SGD: healthy", lambda: of(Net(depth=4, init="he"))),
 )  # fmt: skip
 

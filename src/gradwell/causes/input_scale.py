@@ -9,6 +9,7 @@ from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Attribution, Finding
 
 EXPLAINS = ("nonfinite_value", "dead_units", "saturated_units", "saturated_output", "rank_collapse")
+ORDER = 1
 LARGE, SMALL = 5.0, 0.02
 """RMS of the input outside of which its scale is named; standardised data have 1, images in [0, 1] about 0.5."""
 OFF_CENTRE = 3.0

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from statistics import median, median_low
 
+from gradwell.causes._onset import WRECKS, came_later
+from gradwell.causes.bad_batch import odd_batch
 from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step, finite
 from gradwell.records.verdict import Attribution, Finding
 
 EXPLAINS = (
     "oversized_update", "undersized_update", "slow_loss", "loss_plateau", "oscillating_loss", "loss_spike",
-    "diverging_loss", "dead_units", "saturated_units", "nonfinite_value",
+    "diverging_loss", *WRECKS,
 )  # fmt: skip
+ORDER = 2
 USUAL = 3e-3
 """Update / weight that a fitting rate gives in the first steps: the middle of what learns in docs/calibration.md."""
 LARGE = {
     "oscillating_loss": 3e-3, "diverging_loss": 3e-3, "loss_plateau": 1e-2, "loss_spike": 2e-2,
-    "dead_units": 0.1, "saturated_units": 0.1, "nonfinite_value": 0.1,
+    **dict.fromkeys(WRECKS, 0.1),
 }  # fmt: skip
 """Update / weight before the trouble, the third largest, from which on the rate is named: a loss that rises for good
 says by itself that steps are too large, one that jumps or a unit that dies does not."""
+ONCE = 3.0
+"""Update / weight of one step that is enough by itself: it leaves nothing of what the weights were."""
 SOUND = 1e-3
 """Gradient / weight from which on a gradient is sound, so that it is the rate that makes a plain step small."""
 
@@ -35,8 +40,10 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
         The rate of the optimizer's first group, and the rate that would give updates of 0.3 % by simple proportion,
         which does not hold for the next steps: it is where to start a search. Under SGD a small update is put down to
         the rate only where gradient / weight is at least 1e-3; else the gradient is small. A loss that rises, jumps or
-        stays at chance, units that die and values that are not finite are put down to it where the steps before were
-        large enough for that.
+        stays at chance is put down to it where the steps before were large enough for that. So is a sick network (a gradient
+        that vanishes or explodes, units that die, values that are not finite) that was sound at the first sampled
+        step, unless one batch has done it: three steps of 10 % of the weights' size, or one of 300 %. It then stands before the layers' shares, which
+        say where the wreck lies and not what has caused it.
 
     What changes it:
         Another rate, in steps of 3; warmup where only the start is too large.
@@ -53,7 +60,10 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
         return None
     ratio = next((e.value for e in finding.evidence if e.quantity == "update / weight"), None)
     if finding.symptom in LARGE:
-        ratio = _update(run, finding.first_step)
+        wreck = finding.symptom in WRECKS
+        if wreck and (not came_later(run, finding) or odd_batch(run, finding.first_step)):
+            return None
+        ratio = _update(run, step.step if wreck else finding.first_step)
         if ratio < LARGE[finding.symptom]:
             return None
     text = f"{optimizer.kind} has a learning rate of {rate:g}"
@@ -63,10 +73,14 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
 
 
 def _update(run: Run, before: int) -> float:
-    """Update / weight, median over the weights with two or more axes: the third largest of the steps before."""
+    """Update / weight, median over the weights with two or more axes, of the steps before: the third largest, and the
+    largest where one was enough.
+    """
     steps = [step for step in run.steps if step.step < before] or run.steps
     found = sorted(median_low(known) for step in steps if (known := _ratios(run, step, "update_rms")))
-    return found[-min(3, len(found))] if found else 0.0
+    if not found:
+        return 0.0
+    return found[-1] if found[-1] >= ONCE else found[-min(3, len(found))]
 
 
 def _gradient(run: Run, step: Step) -> float:

@@ -26,7 +26,7 @@ from gradwell.records.verdict import (
 from gradwell.shelf import Entry, shelf
 
 MIDDLE = 5
-"""`ORDER` of a symptom whose file has none."""
+"""`ORDER` of a symptom or a cause whose file has none."""
 
 
 def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, Any] = {}) -> Diagnosis:
@@ -148,13 +148,16 @@ def step_of(run: Run, finding: Finding) -> Step:
 
 
 def _causes(run: Run, index: int, finding: Finding) -> list[Attribution]:
-    """Shares, largest in the direction of the total first, then conditions."""
+    """Shares, largest in the direction of the total first, then conditions. What came from outside the network (`ORDER`
+    of the cause below that of others: a batch, the input, the rate) goes before both: it has made what shares divide.
+    """
     if not run.steps:
         return []
     step = step_of(run, finding)
-    entries: list[Entry] = [e for e in shelf("gradwell.causes").values() if finding.symptom in e.fact("EXPLAINS", ())]
+    causes = shelf("gradwell.causes")
+    entries: list[Entry] = [e for e in causes.values() if finding.symptom in e.fact("EXPLAINS", ())]
     found = [attribution for entry in entries if (attribution := entry(run, finding, step)) is not None]
-    found.sort(key=lambda a: (a.kind == "condition", -(a.share or 0.0), a.cause))
+    found.sort(key=lambda a: (causes[a.cause].fact("ORDER", MIDDLE), a.kind == "condition", -(a.share or 0.0), a.cause))
     return [msgspec.structs.replace(attribution, finding=index) for attribution in found]
 
 
