@@ -81,7 +81,7 @@ def run(
     # Everything that speaks or writes at the end is loaded and every place resolved now: the script may change the
     # working directory, sys.path and sys.stderr.
     load_rules()
-    where = {"json": _place(json), "html": _place(html)}
+    where: dict[str, Any] = {"json": _place(json), "html": _place(html)}
     folder = reports.new_folder(target, out, say=told.warn)
     shown = None if folder is None else os.path.relpath(folder / "report.html")
     status = 0
@@ -132,7 +132,7 @@ def check(
 
     if level not in LEVELS:
         raise UsageError(f"--level takes {' or '.join(LEVELS)}, found {level!r}.")
-    where = {"json": _place(json), "html": _place(html)}
+    where: dict[str, Any] = {"json": _place(json), "html": _place(html)}
     folder = reports.new_folder(target, out, say=told.warn) if out is not None else None
     construction = Construction().on()
     try:
@@ -220,15 +220,19 @@ def report(
     thresholds = _judging(fail_on, ignore, settings)
     from gradwell.journeys import report as reports
     from gradwell.journeys.diagnose import diagnose
+    from gradwell.records.treatment import load_treatment
 
     found = reports.open_run(path)
     diagnosis = diagnose(found, ignore=ignore or (), thresholds=thresholds)
     folder = reports.new_folder("report", out, say=told.warn) if out is not None else None
     if folder is not None:
         reports.write_run(found, folder, say=told.warn)
-    where = {"json": _place(json), "html": _place(html), "csv": _place(csv)}
-    written = reports.write_results(diagnosis, folder, run=found, **where, say=told.warn)
+    where: dict[str, Any] = {"json": _place(json), "html": _place(html), "csv": _place(csv)}
+    treatment = None if found.folder is None else load_treatment(found.folder)
+    written = reports.write_results(diagnosis, folder, run=found, treatment=treatment, **where, say=told.warn)
     told.diagnosis(diagnosis)
+    if treatment is not None:
+        told.treatment(treatment)
     told.json(diagnosis, json)
     return told.status(_meets(diagnosis, fail_on) if written else 2)
 

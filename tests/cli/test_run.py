@@ -509,6 +509,11 @@ def test_demo_runs_the_shipped_script(gradwell, monkeypatch, tmp_path):
     assert any("digits_sigmoid.py:" in outcome["in_your_code"] for outcome in treatment["outcomes"])
     assert "What was tried" in (tmp_path / "runs/demo/report.html").read_text()
     assert (tmp_path / "runs/.gitignore").is_file()
+    again = gradwell("report", "--html", "again.html", "--fail-on", "fatal")
+    assert "What was tried, best first" in again.err
+    assert "What was tried" in (tmp_path / "again.html").read_text()
+    gradwell("run", "--steps", "2", "--out", "runs/demo", "digits_sigmoid.py")
+    assert not (tmp_path / "runs/demo/treatment.json").exists()  # it was of the run before
 
 
 def test_demo_without_scikit_learn(gradwell, monkeypatch):

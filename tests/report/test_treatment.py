@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
+import msgspec
 import pytest
 from rich.cells import cell_len
 
-from gradwell.records.treatment import Baseline, Control, Outcome, Treatment, ranked
+from gradwell.errors import UnreadableInput
+from gradwell.records.treatment import Baseline, Control, Outcome, Treatment, load_treatment, ranked
 from gradwell.records.treatment_text import number, ratio_words, render_treatment, span, verdict_words
 from gradwell.records.verdict import Diagnosis, Remedy
 from gradwell.report.before_after import figures_of
@@ -125,3 +128,26 @@ def test_the_record_as_json(cured):
     assert record["outcomes"][1]["interval"] == [None, None]
     assert record["after"]["verdict"] == "healthy"
     assert json.loads(Treatment(cured.diagnosis).to_json())["baseline"] is None
+
+
+def test_the_record_is_read_back_as_it_was(cured, tmp_path):
+    assert load_treatment(tmp_path) is None
+    (tmp_path / "treatment.json").write_bytes(cured.to_json())
+    again = load_treatment(tmp_path)
+    assert again.to_json() == cured.to_json()
+    assert str(again) == str(cured)
+
+
+def test_non_finite_numbers_are_read_back(cured, tmp_path):
+    odd = msgspec.structs.replace(cured, baseline=Baseline(1.0, math.inf, [None, math.nan]))
+    (tmp_path / "treatment.json").write_bytes(odd.to_json())
+    again = load_treatment(tmp_path).baseline
+    assert again.start == math.inf
+    assert again.losses[0] is None
+    assert math.isnan(again.losses[1])
+
+
+def test_a_damaged_record_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "treatment.json").write_text('{"schema": 1, "outcomes": 3')
+    with pytest.raises(UnreadableInput, match=r"treatment\.json is no treatment .*; remove it to read the rest"):
+        load_treatment(tmp_path)

@@ -59,6 +59,31 @@ def test_more_than_half_is_serious_and_frozen_ones_do_not_count():
     assert severities(unreached_parameter(run_of(cut, frozen=("a.weight", "b.weight")))) == []
 
 
+class Gated(nn.Module):
+    """Three large experts, of which one is taken for all samples, or all in turn; `cut`: what it gives is detached."""
+
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(10, 40), nn.ReLU()) for _ in range(3))
+        self.head = nn.Linear(40, 10)
+        self.cut = cut
+
+    def forward(self, x):
+        mixed = sum(expert(x) for expert in self.experts) if self.cut else self.experts[1](x)
+        return self.head(mixed.detach() if self.cut else mixed)
+
+
+@pytest.mark.parametrize(("cut", "severity"), [(False, "mild"), (True, "serious")])
+def test_experts_that_are_never_taken_are_no_cut(cut, severity):
+    torch.manual_seed(0)
+    model = Gated(cut=cut)
+    run = measure(model, batch_of(), losses, torch.optim.SGD(model.parameters(), lr=0.1))
+    (finding,) = unreached_parameter(run)
+    assert finding.severity == severity
+    assert finding.evidence[0].value > 0.5  # more than half of the elements have no gradient in either
+    assert ("no sampled step has called their modules" in finding.summary) is (not cut)
+
+
 def test_what_only_a_second_backward_of_the_step_reaches_has_moved():
     assert severities(unreached_parameter(run_of({"grad_rms": [None, 1.0, 1.0], "update_rms": [0.1, 0.1, 0.1]}))) == []
 
@@ -166,7 +191,30 @@ def test_large_steps(update, count, severity):
 
 
 def test_one_spike_is_no_finding():
-    assert severities(oversized_update(run_of(sized(1e-3), sized(5.0), sized(0.9), sized(1e-3)))) == []
+    assert severities(oversized_update(run_of(sized(1e-3), sized(2.9), sized(0.9), sized(1e-3)))) == []
+
+
+def test_one_step_that_leaves_nothing_of_the_weights_is_serious_at_once():
+    (finding,) = oversized_update(run_of(sized(1e-3), sized(3.1), sized(1e-3), sized(1e-3)))
+    assert (finding.severity, finding.evidence[0].value, finding.evidence[0].bound) == ("serious", 3.1, 3.0)
+    assert severities(oversized_update(run_of(sized(3.1)))) == ["serious"]
+
+
+def test_weights_that_start_tiny_are_meant_to_be_outgrown():
+    tiny = {"weight_rms": [1e-4] * 3, "grad_rms": [1.0] * 3, "update_rms": [1e-3] * 3}
+    rest = [sized(1e-3)] * 3
+    assert severities(oversized_update(run_of(tiny, *rest))) == []
+    default = 1 / math.sqrt(3 * 8)
+    beyond = {**tiny, "update_rms": [3.1 * default] * 3}
+    assert severities(oversized_update(run_of(beyond, *rest))) == ["serious"]
+
+
+@pytest.mark.parametrize(("norm", "found"), [("", ["serious"]), ("batch", [])])
+def test_a_large_step_only_turns_weights_in_front_of_a_normalisation(watch_run, norm, found):
+    config = NetConfig(depth=6, activation="tanh", init="lecun", norm=norm, optimizer="Adam", lr=1.0)
+    run = watch_run(config, 12)
+    cut = msgspec.structs.replace(run, steps=run.steps[:1])
+    assert [f.severity for f in oversized_update(cut) if f.severity == "serious"] == found
 
 
 @pytest.mark.parametrize(("update", "count", "dtype", "severity"), [

@@ -40,10 +40,10 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
         The rate of the optimizer's first group, and the rate that would give updates of 0.3 % by simple proportion,
         which does not hold for the next steps: it is where to start a search. Under SGD a small update is put down to
         the rate only where gradient / weight is at least 1e-3; else the gradient is small. A loss that rises, jumps or
-        stays at chance is put down to it where the steps before were large enough for that. So is a sick network (a gradient
-        that vanishes or explodes, units that die, values that are not finite) that was sound at the first sampled
-        step, unless one batch has done it: three steps of 10 % of the weights' size, or one of 300 %. It then stands before the layers' shares, which
-        say where the wreck lies and not what has caused it.
+        stays at chance is put down to it where the steps before were large enough for that. So is a sick network (a
+        gradient that vanishes or explodes, units that die, values that are not finite) that was sound at the first
+        sampled step, unless one odd batch has broken it: three steps of 10 % of the weights' size, or one of 300 %. The
+        rate then stands before the layers' shares, which say where the wreck lies and not what has caused it.
 
     What changes it:
         Another rate, in steps of 3; warmup where only the start is too large.

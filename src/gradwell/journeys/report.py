@@ -6,6 +6,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -92,8 +93,9 @@ def write_run(run: Run, folder: Path, *, say: Callable[[str], None]) -> None:
 
 
 def write_results(
-    diagnosis: Diagnosis, folder: Path | None, *, run: Run | None = None, html: str | Path | None = None,
-    json: str | Path | None = None, csv: str | Path | None = None, say: Callable[[str], None],
+    diagnosis: Diagnosis, folder: Path | None, *, run: Run | None = None, treatment: Treatment | None = None,
+    html: str | Path | None = None, json: str | Path | None = None, csv: str | Path | None = None,
+    say: Callable[[str], None],
 ) -> bool:  # fmt: skip
     """Write `diagnosis.json` and `report.html` to the folder, and the copies that were asked for.
 
@@ -101,11 +103,14 @@ def write_results(
     """
 
     def page() -> bytes:
-        return report_html(diagnosis, run=run).encode()
+        return report_html(diagnosis, run=run, treatment=treatment).encode()
 
     wanted: list[tuple[Path, Callable[[], bytes]]] = []
     if folder is not None:
         wanted += [(folder / "diagnosis.json", diagnosis.to_json), (folder / "report.html", page)]
+        if treatment is None:  # one that lies there belongs to an earlier run
+            with suppress(OSError):
+                (folder / "treatment.json").unlink()
     if json is not None:
         wanted.append((Path(json), diagnosis.to_json))
     if html is not None:

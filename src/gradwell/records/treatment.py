@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from gradwell.errors import UnreadableInput
 from gradwell.records.numbers import to_json
 from gradwell.records.verdict import Diagnosis, Remedy
 
@@ -128,6 +130,20 @@ class Treatment(msgspec.Struct, frozen=True):
             of: Diagnosis | None = getattr(self, name)
             fields[name] = None if of is None else msgspec.json.decode(of.to_json())
         return msgspec.json.format(msgspec.json.encode(to_json({"schema": 1, **fields})), indent=1)
+
+
+def load_treatment(folder: str | Path) -> Treatment | None:
+    """Read `treatment.json` of a folder; None where there is none. Raises `UnreadableInput` for a damaged one."""
+    file = Path(folder) / "treatment.json"
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    try:
+        # Not strict: non-finite numbers are strings in the file.
+        return msgspec.convert(msgspec.json.decode(content), Treatment, strict=False)
+    except (msgspec.MsgspecError, ValueError) as problem:
+        raise UnreadableInput(f"{file} is no treatment ({problem}); remove it to read the rest.") from None
 
 
 def ranked(outcomes: Sequence[Outcome]) -> list[Outcome]:

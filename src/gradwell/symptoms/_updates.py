@@ -6,6 +6,7 @@ import math
 from statistics import median_low
 
 from gradwell.errors import NotMeasurable
+from gradwell.measure.profile import normalised
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Where
 from gradwell.symptoms._words import needs_steps, where
@@ -21,11 +22,41 @@ def ratios(run: Run) -> list[tuple[Step, float]]:
     needs_steps(run)
     if not any(x is not None for step in run.steps for x in step.params.get("update_rms", ())):
         raise NotMeasurable(NO_UPDATE)
-    grown = {i for i, _ in enumerate(run.header.params) if any(step.of("weight_rms", i) == 0 for step in run.steps)}
+    grown = _grown(run)
     found = [(step, median_low(values)) for step in run.steps if (values := [r for _, r in matrices(run, step, grown)])]
     if not found:
         raise NotMeasurable(NO_UPDATE)
     return found
+
+
+def largest(run: Run) -> tuple[Step, float]:
+    """The step of which the median of update / weight is largest, by what the steps do to the network.
+
+    A weight below torch's default counts as that one: it is meant to be outgrown by the first step, as one that starts
+    at zero is. One whose scale a normalisation takes away counts as 0: a step only turns it, and less the longer it is.
+    """
+    grown = _grown(run)
+    found = [
+        (step, median_low(_felt(run, step, known)))
+        for step in run.steps if (known := matrices(run, step, grown))
+    ]  # fmt: skip
+    return max(found, key=lambda pair: pair[1])
+
+
+def _felt(run: Run, step: Step, known: list[tuple[int, float]]) -> list[float]:
+    """The ratios, smaller where the weight is tiny and 0 where it has no scale."""
+    free = {run.sites[i].site for i in normalised(run.sites, step)}
+    params = run.header.params
+    default = {i: 1 / math.sqrt(3 * math.prod(params[i].shape[1:])) for i, _ in known}
+    return [
+        0.0 if params[i].site in free else ratio * min(1.0, (step.of("weight_rms", i) or 0.0) / default[i])
+        for i, ratio in known
+    ]  # fmt: skip
+
+
+def _grown(run: Run) -> set[int]:
+    """Indices of the parameters that are zero in some sampled step."""
+    return {i for i, _ in enumerate(run.header.params) if any(step.of("weight_rms", i) == 0 for step in run.steps)}
 
 
 def matrices(run: Run, step: Step, grown: set[int]) -> list[tuple[int, float]]:

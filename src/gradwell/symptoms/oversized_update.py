@@ -9,7 +9,7 @@ from gradwell.records.net import NetConfig
 from gradwell.records.numbers import size
 from gradwell.records.run import Run
 from gradwell.records.verdict import Evidence, Finding, Severity
-from gradwell.symptoms._updates import owners, ratios
+from gradwell.symptoms._updates import largest, owners, ratios
 from gradwell.symptoms._words import judged_at
 
 ORDER = 2
@@ -33,7 +33,7 @@ HEALTHY = (
 )
 
 
-def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5) -> Iterator[Finding]:
+def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5, once: float = 3.0) -> Iterator[Finding]:
     """Steps so large that they throw away what the weights had learnt.
 
     What it does to training:
@@ -44,7 +44,9 @@ def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5) -> It
         RMS of the update (weight after the optimizer's step minus before) over RMS of the weight, the median over the
         weights with two or more axes: about 1e-3 in healthy training, up to 0.03 in the first steps. The third largest
         of the sampled steps counts: `mild`, `serious`. With fewer than three sampled steps the smallest counts, and
-        the finding is at most mild.
+        the finding is at most mild. One step that is `once` times as large as the weights is serious by itself: it
+        leaves a random net of that size. Adam at 300 times its rate makes one such step and then ever smaller ones. For
+        this, weights below torch's default size count as that, and those in front of a normalisation do not count.
 
     When it is no problem:
         LBFGS: its step is the end of a search. Biases and weights that start at zero are left out: any first step is
@@ -60,12 +62,15 @@ def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5) -> It
     if run.optimizer is not None and run.optimizer.kind == "LBFGS":
         raise NotMeasurable("a step of LBFGS is many steps along a line that it has searched.")
     found = sorted(ratios(run), key=lambda pair: -pair[1])
-    step, value = found[min(SEVERAL, len(found)) - 1]
+    at_once = largest(run)
+    single = at_once[1] >= once
+    step, value = at_once if single else found[min(SEVERAL, len(found)) - 1]
     if value < mild:
         return
-    severity: Severity = "serious" if value >= serious and len(found) >= SEVERAL else "mild"
+    several = value >= serious and len(found) >= SEVERAL
+    severity: Severity = "serious" if single or several else "mild"
     large = sorted(s.step for s, ratio in found if ratio >= mild)
-    bound = serious if severity == "serious" else mild
+    bound = once if single else serious if several else mild
     times = "" if len(found) < SEVERAL else f" in {len(large)} of {len(found)} sampled steps"
     much = f"{size(value)} times" if value >= 10 else f"{100 * value:.3g} % of"
     text = f"one step changes the weights by {much} their size (median over the weight matrices){times}; 0.1 % is usual"

@@ -39,7 +39,9 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
     How it is measured:
         A parameter that an optimizer holds (without an optimizer: one that requires a gradient) whose gradient is None
         and that does not move in any sampled step. An exact zero is a gradient. Measured is the share of the elements
-        of all parameters to be trained: any finding is `mild` (from a share above it), more than half `serious`.
+        of all parameters to be trained: any finding is `mild` (from a share above it). More than half is `serious`
+        where their modules were called: what they computed was cut off from the loss. Modules that no sampled step has
+        called are not counted for that: experts that a gate never takes leave training as it is without them.
 
     When it is no problem:
         Frozen parameters (requires_grad=False) do not count. An expert or a head that is idle in one batch and gets a
@@ -62,7 +64,10 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
     share = _elements(run, missed) / max(_elements(run, trained), 1)
     if not missed or share <= mild:
         return
-    severity: Severity = "serious" if share > serious else "mild"
+    idle = _never_called(run, missed)
+    cut = _elements(run, missed) - _elements(run, idle)
+    part = cut / max(_elements(run, trained) - _elements(run, idle), 1)
+    severity: Severity = "serious" if part > serious else "mild"
     evidence = [
         Evidence("elements without a gradient", share, "share", serious if severity == "serious" else mild),
         Evidence("parameters without a gradient", len(missed), "parameters"),
@@ -71,6 +76,7 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
     text = (
         f"{named([run.header.params[i] for i in missed])} never get{'s' if len(missed) == 1 else ''} a gradient: "
         f"{len(missed)} of {len(trained)} parameters, {100 * share:.3g} % of the elements to be trained"
+        f"{'; no sampled step has called their modules' if idle == missed else ''}"
     )
     yield Finding(
         "unreached_parameter", severity, _places(run, missed), run.steps[0].step, run.steps[-1].step, evidence, text
@@ -100,6 +106,12 @@ def reached(run: Run, index: int) -> bool:
     With several backward passes a step only the first is sampled; optimizers leave what has no gradient where it is.
     """
     return any(step.of("grad_rms", index) is not None or step.of("update_rms", index) for step in run.steps)
+
+
+def _never_called(run: Run, missed: Sequence[int]) -> list[int]:
+    """Those whose module gave no output in any sampled step; none where no output was seen at all."""
+    called = {site.site for i, site in enumerate(run.sites) if any(s.at("act_rms", i) is not None for s in run.steps)}
+    return [i for i in missed if called and run.header.params[i].site not in called]
 
 
 def named(params: Sequence[Param]) -> str:

@@ -130,7 +130,7 @@ class Trial:
 
     def _fitting(self, runs: int, part: float) -> int:
         """Steps of each of so many runs that together take a part of the time that is left."""
-        left = 0.9 * part * max(0.0, self.until - time.monotonic())
+        left = 0.75 * part * max(0.0, self.until - time.monotonic())
         return max(0, int((left * self.run.width / max(runs, 1) - self.extra_s) / self.step_s))
 
     def _at(self, part: float) -> float:
