@@ -29,7 +29,7 @@ NETS = (
     NetConfig(kind="lstm", depth=1, width=32),
 )
 RATES = {"SGD": 0.05, "Adam": 1e-3}
-TIMES = (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1, 3, 10, 30, 100)
+TIMES = (1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 STEPS = 80
 
 

@@ -19,6 +19,7 @@ if str(ROOT) not in sys.path:
 cases = importlib.import_module("benchmarks.verdicts.cases")
 families = importlib.import_module("benchmarks.verdicts.families")
 labels = importlib.import_module("benchmarks.verdicts.labels")
+ours = importlib.import_module("benchmarks.verdicts.ours")
 peers = importlib.import_module("benchmarks.verdicts.peers")
 score = importlib.import_module("benchmarks.verdicts.score")
 training = importlib.import_module("benchmarks.verdicts.training")
@@ -225,6 +226,14 @@ def test_a_wrong_verdict_counts(rows: list[Any]) -> None:
     assert not score.cause_right(sick._replace(truth=other))
     wrong = [sick._replace(said=healthy.said), healthy._replace(said=sick.said)]
     assert [line.split(":")[0] for line in score.problems(wrong) if not line.startswith(" ")] == ["MISS", "FALSE ALARM"]
+
+
+def test_a_record_tells_again_when_its_findings_were_told(rows: list[Any]) -> None:
+    for row in rows:
+        heard, again = ([t for t in told if t.severity != "mild"] for told in (row.told, ours.told_again(row.record)))
+        assert [(t.symptom, t.severity) for t in again] == [(t.symptom, t.severity) for t in heard]
+        assert [t.step for t in again] == pytest.approx([t.step for t in heard], abs=1)
+    assert any(told.step > 30 for row in rows for told in row.told)
 
 
 def test_the_tables_count_what_is_in_the_rows(rows: list[Any]) -> None:

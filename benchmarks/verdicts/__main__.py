@@ -16,7 +16,7 @@ import msgspec
 import torch
 from benchmarks.verdicts import labels, score
 from benchmarks.verdicts.cases import CASES, HEALTHY, SEEDS, SICK, Case, mark
-from benchmarks.verdicts.ours import Told, watched
+from benchmarks.verdicts.ours import Told, told_again, watched
 from benchmarks.verdicts.peers import PEERS, Alarm, Recorder
 from benchmarks.verdicts.score import Row
 from benchmarks.verdicts.training import train
@@ -50,14 +50,18 @@ def see(case: Case, seed: int) -> Seen:
     return Seen(case.id, seed, mark(case), msgspec.to_builtins(record), told, alarms, same)
 
 
-def judge(seen: Seen, known: Mapping[str, Any]) -> Row:
-    """The run with its label and with what the rules say of its record now; raises `SystemExit` for a stale label."""
+def judge(seen: Seen, known: Mapping[str, Any], *, again: bool = False) -> Row:
+    """The run with its label and with what the rules say of its record now; raises `SystemExit` for a stale label.
+
+    `again`: what they would have said while it ran as well, instead of what was heard then.
+    """
     case = CASES[seen.id]
     if is_stale(case, seen.seed, known) or seen.mark != mark(case):
         raise SystemExit(f"{case.id}, seed {seen.seed}: the label or the record is of another training; make it anew.")
     record = msgspec.convert(seen.record, Run)
     truth = known[case.id][str(seen.seed)]
-    return Row(case, seen.seed, record, seen.told, seen.alarms, seen.same_losses, truth, diagnose(record))
+    told = told_again(record) if again else seen.told
+    return Row(case, seen.seed, record, told, seen.alarms, seen.same_losses, truth, diagnose(record))
 
 
 def epoch_of(case: Case) -> int:
@@ -135,7 +139,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     rows: list[Row] = []
     for seen in seen_now(cases, options.seeds, options.out) if options.again is None else seen_before(options.again):
-        rows.append(judge(seen, known))
+        rows.append(judge(seen, known, again=options.again is not None))
         head = f"{rows[-1].id}: {rows[-1].label}, said {rows[-1].said.verdict}"
         print("\n".join([head, *score.problems(rows[-1:])]), flush=True)
     text = report(rows)

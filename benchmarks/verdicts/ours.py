@@ -6,12 +6,15 @@ import contextlib
 import io
 from typing import Any, NamedTuple
 
+import msgspec
 from benchmarks.verdicts.cases import Case
 from benchmarks.verdicts.families import Batch, Bench
 from benchmarks.verdicts.training import Trained, train
 
 import gradwell as gw
-from gradwell.records.run import Run
+from gradwell.journeys.live import Live
+from gradwell.journeys.log import Log
+from gradwell.records.run import Event, Run
 from gradwell.records.verdict import Finding
 
 
@@ -59,3 +62,50 @@ def watched(case: Case, seed: int) -> tuple[Trained, Run, list[Told]]:
         trained = train(case, seed, observer=observer)
         run = observer.stop()
     return trained, run, observer.told
+
+
+class Grown(Log):
+    """A log that grows as far as an earlier record had grown at some step."""
+
+    def __init__(self, record: Run) -> None:
+        super().__init__(None, argv=[], say=lambda _: None)
+        self.record = record
+
+    def run(self) -> Run:
+        return msgspec.structs.replace(self.record, steps=list(self.steps), events=list(self.events))
+
+    def reach(self, step: int, losses: int) -> None:
+        """Know what had been sampled and had happened by the end of a step, and the losses up to another one."""
+        self.steps = [item for item in self.record.steps if item.step <= step]
+        self.sampled = len(self.steps)
+        self.events = [_until(event, losses) for event in self.record.events if event.step <= step]
+
+
+def _until(event: Event, step: int) -> Event:
+    """An event of losses without those that came later."""
+    if event.event != "losses":
+        return event
+    parts = {name: values[: step + 1 - event.step] for name, values in event.detail.items()}
+    return msgspec.structs.replace(event, detail=parts)
+
+
+def told_again(record: Run) -> list[Told]:
+    """The findings as the rules of now would have told them while the record grew, sampled at the steps that it has."""
+    told: list[Told] = []
+    log = Grown(record)
+    optimizers = max(1, len(record.header.optimizers))
+    now = before = 0
+
+    def hear(finding: Finding) -> None:
+        told.append(Told(finding.symptom, finding.severity, now // optimizers))
+
+    live = Live(log, say=lambda _: None, found=hear)
+    events = [event for event in record.events if event.event not in ("losses", "ended")]
+    for item in sorted([*events, *record.steps], key=lambda item: item.step):
+        now, before = item.step, now
+        log.reach(now, before)  # losses come with the next sample
+        live(item)
+    now = max((curve.steps[-1] for curve in record.losses()), default=now)
+    log.reach(now, now)
+    live.end()
+    return told

@@ -40,10 +40,13 @@ def said(run: Run) -> dict[str, Finding]:
 # ------------------------------------------------------------------ records made by hand
 
 
-def made(losses: Sequence[float], *, update: float | Sequence[float] = 3e-3, spread: float = 0.5) -> Run:
+def made(
+    losses: Sequence[float], *, update: float | Sequence[float] = 3e-3, spread: float | Sequence[float] = 0.5
+) -> Run:
     """A record with these losses, every tenth step sampled: one weight, one output."""
     steps = range(0, len(losses), 10)
     updates = [update] * len(steps) if isinstance(update, float) else list(update)
+    spreads = [spread] * len(steps) if isinstance(spread, float) else list(spread)
     header = Header(
         "gradwell",
         optimizers=[OptimizerInfo("Adam", {"lr": 1e-3})],
@@ -51,9 +54,9 @@ def made(losses: Sequence[float], *, update: float | Sequence[float] = 3e-3, spr
         params=[Param("head.weight", "head", [4, 4])],
     )
     sampled = [
-        Step(step, loss=losses[step], output=0, sites={"spread": [spread]},
+        Step(step, loss=losses[step], output=0, sites={"spread": [alike]},
              params={"weight_rms": [1.0], "grad_rms": [1.0], "update_rms": [size]})
-        for step, size in zip(steps, updates, strict=True)
+        for step, size, alike in zip(steps, updates, spreads, strict=True)
     ]  # fmt: skip
     return Run(header, sampled, [Event("losses", 0, {"values": list(map(float, losses))})])
 
@@ -81,6 +84,12 @@ MADE: dict[str, tuple[Run, dict[str, str]]] = {
     "still, in a warmup": (made(noisy(FLAT), update=np.geomspace(1e-7, 1e-5, 20).tolist()), {}),
     "flat, outputs alike": (made(noisy(FLAT), spread=1e-6), {"loss_plateau": "serious"}),
     "flat for less long": (made(noisy(FLAT, 0.005)[:100], spread=1e-6), {"loss_plateau": "mild"}),
+    "flat, and the outputs were not always alike": (
+        made(noisy(FLAT, 0.005)[:100], spread=[0.1] + [1e-6] * 9), {"loss_plateau": "serious"},
+    ),
+    "flat, and the outputs a little more alike than at the start": (
+        made(noisy(FLAT, 0.005)[:100], spread=[5e-6] + [1e-6] * 9), {"loss_plateau": "mild"},
+    ),
     "flat at its optimum": (made(noisy(FLAT / 100)), {}),
     "done, outputs alike": (made([50, 9, 4, 1, 1, *noisy(FLAT)], update=3e-3, spread=1e-6), {}),
     "waves": (made(noisy(WAVES)), {"oscillating_loss": "serious"}),

@@ -13,6 +13,7 @@ from gradwell.journeys.check import measure
 from gradwell.journeys.diagnose import diagnose
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Event, OptimizerInfo, Run
+from gradwell.symptoms.saturated_units import saturated_units
 from gradwell.symptoms.vanishing_gradient import lost, quietest, vanishing_gradient
 
 ADAM = {"optimizer": "Adam", "lr": 1e-3}
@@ -83,6 +84,21 @@ def test_an_exact_zero_is_fatal_and_names_where_and_in_which_dtype(check_run):
     shares = [a for a in diagnosis.attributions if a.finding == 0 and a.kind == "share"]
     assert math.fsum(a.share for a in shares) == pytest.approx(1, abs=1e-6)
     assert -45 < math.fsum(a.decades for a in shares) < -30
+
+
+def test_a_gradient_that_zero_weights_stop_is_no_underflow():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.Tanh())), nn.Linear(8, 4))
+    for weight in model.parameters():
+        nn.init.zeros_(weight)
+    batch = (torch.randn(16, 8), torch.randint(4, (16,)))
+    run = measure(model, batch, lambda net, b: nn.functional.cross_entropy(net(b[0]), b[1]))
+    for finding in vanishing_gradient(run):
+        assert "the weights there are exactly 0" in finding.summary
+        assert "underflow" not in finding.summary
+        break
+    else:
+        pytest.fail("the zero was not seen")
 
 
 def steps_of(run: Run, many: int, gain) -> Run:
@@ -233,3 +249,30 @@ def test_a_run_in_training_ends_healthy(train_run):
     diagnosis = diagnose(train_run(NetConfig(depth=3, init="he"), steps=60, every=5))
     assert diagnosis.verdict == "healthy"
     assert diagnosis.overhead.steps == 56
+
+
+def test_two_ways_of_the_gradient_are_judged_apart(check_run):
+    """A GAN's two losses: one net is saturated, the other is sound and was sampled more often."""
+    sick = check_run(NetConfig(depth=3, activation="tanh", init="lecun", gain=15.0))
+    step = sick.steps[0]
+    many = len(sick.sites)
+    sites = [
+        *sick.sites,
+        *(msgspec.structs.replace(s, site=f"other.{s.site}", order=s.order + many) for s in sick.sites),
+    ]
+    one = msgspec.structs.replace(step, sites={n: [*c, *[None] * many] for n, c in step.sites.items()})
+    sound = {**step.sites, "saturated_frac": [None if x is None else 0.0 for x in step.sites["saturated_frac"]]}
+    two = msgspec.structs.replace(
+        step, source=step.source + many, output=step.output + many,
+        sites={name: [*[None] * many, *column] for name, column in sound.items()},
+    )  # fmt: skip
+    run = msgspec.structs.replace(
+        sick,
+        header=msgspec.structs.replace(sick.header, sites=sites),
+        steps=[one, two, two, one, two, two, one, two, two],
+    )
+    (alone,) = saturated_units(sick)
+    (finding,) = saturated_units(run)
+    assert (finding.severity, finding.evidence[0].value) == (alone.severity, alone.evidence[0].value)
+    assert finding.where == alone.where
+    assert list(saturated_units(msgspec.structs.replace(run, steps=[two] * 4))) == []

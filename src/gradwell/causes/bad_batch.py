@@ -11,7 +11,9 @@ from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step, finite
 from gradwell.records.verdict import Attribution, Finding
 
-EXPLAINS = ("loss_spike", "diverging_loss", *WRECKS)
+BROKEN = ("oversized_update", *WRECKS)
+"""Symptoms for which the batches of the last few steps are looked at, not that of one step."""
+EXPLAINS = ("loss_spike", "diverging_loss", *BROKEN)
 ORDER = 0
 UNLIKE = 3.0
 """Times larger or smaller than usual that a batch's RMS is unlike the others."""
@@ -42,8 +44,10 @@ def bad_batch(run: Run, finding: Finding, step: Step) -> Attribution | None:
     Source:
         Chowdhery et al. 2022, section 5.1; Karpathy 2019, "become one with the data".
     """
-    if finding.symptom in WRECKS and finding.symptom != "nonfinite_value":
-        return _told(text) if came_later(run, finding) and (text := odd_batch(run, finding.first_step)) else None
+    if finding.symptom in BROKEN:
+        odd = odd_batch(run, finding.first_step) if came_later(run, finding) else ""
+        if odd or finding.symptom != "nonfinite_value":
+            return _told(odd) if odd else None
     number = finding.first_step
     seen = _input(run, number)
     if seen is None and finding.symptom == "nonfinite_value":

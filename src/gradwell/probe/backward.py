@@ -313,7 +313,7 @@ def _arrive(visit: Visit, number: int) -> Task:
 
 
 def _keep_arrived(visit: Visit, number: int) -> Task:
-    """What arrives at a small site waits to be measured with the others: the engine adds to no gradient that is held."""
+    """What arrives at a small site waits to be measured with others: the engine adds to no gradient that is held."""
 
     def task(grads: Grads) -> None:
         visit.arrived = grads[number]

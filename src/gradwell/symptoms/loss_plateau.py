@@ -23,6 +23,8 @@ NEAR = 0.8
 """Share of the loss at the start above which the loss is where it began."""
 LAST = 3
 """Sampled steps at the end whose outputs are looked at."""
+LOST = 10.0
+"""Times by which the spread of the outputs has fallen since the start when it is lost."""
 
 SICK = (
     NetConfig(depth=8, activation="sigmoid"),
@@ -47,7 +49,9 @@ def loss_plateau(run: Run, *, alike: float = 1e-3, serious: float = 100.0) -> It
     How it is measured:
         From 50 losses on: the medians of the third and the fourth quarter are surely within 2 % of each other and above
         80 % of the loss at the start, and in the last sampled steps the variance of the model's output between the
-        samples is below `alike` of its mean square. Serious when half the curve is at least `serious` steps long.
+        samples is below `alike` of its mean square. Serious when half the curve is at least `serious` steps long, or
+        when the outputs did differ in the first sampled steps, ten times more at least: such a net is not slow to
+        begin, it has lost what told the samples apart.
 
     When it is no problem:
         A loss that is flat because it is done: a curve alone cannot tell what is reachable, so a plateau below the
@@ -75,10 +79,12 @@ def _judge(run: Run, curve: Curve, alike: float, serious: float) -> Iterator[Fin
     if not spreads or median(spreads) >= alike:
         return
     flat = len(curve.values) // 2
-    severity: Severity = "serious" if flat >= serious else "mild"
+    had = finite([step.at("spread", step.output) for step in run.steps[:LAST] if step.output is not None])
+    lost = bool(had) and max(had) >= max(alike, LOST * median(spreads))
+    severity: Severity = "serious" if flat >= serious or lost else "mild"
     text = (
         f"the loss has been flat at {size(level)} for {count(flat, 'step')}, where it began ({size(first)}), "
-        "and the outputs are the same for all samples"
+        f"and the outputs are the same for all samples{', which they were not at the start' if lost else ''}"
     )
     evidence = [
         Evidence("loss / loss at the start", level / first, "ratio", NEAR),

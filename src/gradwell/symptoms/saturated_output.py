@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradwell.errors import NotMeasurable
-from gradwell.measure.profile import beyond_output, course
+from gradwell.measure.profile import beyond_output, by_way, course
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
-from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where, worst
 
 ORDER = 2
 
@@ -57,18 +57,24 @@ def saturated_output(
         raise NotMeasurable("nothing stands after the last weight layer: the loss gets its outputs directly.")
     if all(step.loss is None for step in run.steps):
         raise NotMeasurable("the loss was not recorded, so a flat output cannot be told from a right one.")
-    judged = course(run, lambda step: shut(run, step, share, mild))
-    severity = None if judged is None else grade(judged.end, (mild, serious, fatal))
+    bounds = (mild, serious, fatal)
+    yield from worst(found for way in by_way(run) or [run] for found in _judge(way, share, bounds))
+
+
+def _judge(run: Run, share: float, bounds: Sequence[float]) -> Iterator[Finding]:
+    """At most one finding about the steps of one way of the gradient: a GAN's two nets take turns."""
+    judged = course(run, lambda step: shut(run, step, share, bounds[0]))
+    severity = None if judged is None else grade(judged.end, bounds)
     if judged is None or severity is None:
         return
     step = judged.last_step
     site = run.sites[_after(run, step)[-1]]
-    first, last = span(judged, mild)
+    first, last = span(judged, bounds[0])
     assert step.loss is not None
     words = "nothing" if judged.end == math.inf else f"10^-{judged.end:.1f}"
     text = f"{place(site)} is flat where the outputs are: {words} of the loss's gradient enters the net"
     text += f", at a loss of {size(step.loss)}"
-    bound = bound_of(severity, (mild, serious, fatal))
+    bound = bound_of(severity, bounds)
     evidence = [Evidence("log10 passed on", -judged.end, "decades", -bound), judged_at(step)]
     yield Finding("saturated_output", severity, [where(site)], first, last, evidence, text)
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gradwell.errors import NotMeasurable
-from gradwell.measure.profile import course
+from gradwell.measure.profile import by_way, course
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
 from gradwell.symptoms._units import fractions, hidden, kinds_with
-from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where, worst
 
 ORDER = 4
 
@@ -59,20 +59,27 @@ def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal:
     needs_steps(run)
     if not any(hidden(run, step, "SATURATES") for step in run.steps):
         raise NotMeasurable("no hidden activation is flat on both sides: there is no sigmoid, tanh or kin of them.")
-    judged = course(run, lambda step: shut(run, step))
-    if judged is None:
+    bounds = (mild, serious, fatal)
+    ways = by_way(run) or [run]
+    if all(shut(way, step) is None for way in ways for step in way.steps):
         raise NotMeasurable("no gradient went through the hidden activations, so their slopes are not known.")
-    severity = grade(judged.end, (mild, serious, fatal))
-    if severity is None:
+    yield from worst(found for way in ways for found in _judge(way, bounds))
+
+
+def _judge(run: Run, bounds: Sequence[float]) -> Iterator[Finding]:
+    """At most one finding about the steps of one way of the gradient: a GAN's two nets take turns."""
+    judged = course(run, lambda step: shut(run, step))
+    severity = None if judged is None else grade(judged.end, bounds)
+    if judged is None or severity is None:
         return
     step = judged.last_step
     found = sorted(shares(run, step), key=lambda pair: -pair[1])
     sites = [run.sites[i] for i, share in found if share >= 0.5 * found[0][1]]
-    first, last = span(judged, mild)
+    first, last = span(judged, bounds[0])
     text = f"{100 * found[0][1]:.0f} % of the outputs of {place(sites[0])} lie where {sites[0].kind} is flat"
     others = f"; {len(sites)} layers are like that" if len(sites) > 1 else ""
     evidence = [
-        Evidence("open ways", -judged.end, "decades", -bound_of(severity, (mild, serious, fatal))),
+        Evidence("open ways", -judged.end, "decades", -bound_of(severity, bounds)),
         Evidence("saturated_frac", found[0][1], "of the elements"),
         judged_at(step),
     ]

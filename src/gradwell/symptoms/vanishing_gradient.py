@@ -219,8 +219,16 @@ class _Judge:
             text = f"{way} the gradient shrinks by {decades(whole.end, signed=False)} decades ({times(whole.end)})"
             return f"{text}{count}{self._culprit_words(book)}"
         dtype = f" in {self.run.header.dtype}" if self.run.header.dtype else ""
+        if self._shut(step, worst):
+            return f"{way} the gradient becomes exactly 0: the weights there are exactly 0{count}"
         before = f", after a loss of {decades(book.total, signed=False)} decades" if book is not None else ""
         return f"{way} the gradient becomes exactly 0{dtype} (underflow){before}{count}"
+
+    def _shut(self, step: Step, site: int) -> bool:
+        """Whether the gradient is zero because a weight between the site and the output is."""
+        way = trunk(self.run.sites, step)
+        weights = [weight_of(self.run, i) for i in way[way.index(site) + 1 :] if self.run.sites[i].role == "weight"]
+        return any(step.of("weight_rms", i) == 0 for i in weights if i is not None)
 
     def _culprit_words(self, book: Ledger | None) -> str:
         named = [f"{self.run.sites[i].site} alone takes {decades(d, signed=False)}" for i, d in _taken(book)]
