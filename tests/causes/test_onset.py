@@ -69,6 +69,9 @@ def test_the_rate_stands_before_the_shares_of_its_wreck_and_the_shares_still_add
     assert wrecks
     found = of(diagnosis, wrecks[0])
     assert next(a.cause for a in found if a.kind == "condition") == found[0].cause == "learning_rate"
+    text = str(diagnosis)
+    title = text.index(f"({wrecks[0]})")
+    assert title < text.index("condition: SGD has a learning rate", title) < text.index("decades in total", title)
     shares = [a.share for a in found if a.kind == "share"]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(1, abs=1e-6)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import IO, Any, NamedTuple
 
 from rich.cells import cell_len, chop_cells
@@ -272,11 +272,16 @@ def _finding_words(diagnosis: Diagnosis, index: int) -> str:
 
 
 def _cause_words(diagnosis: Diagnosis, finding: int) -> str:
+    origins = [words(a.cause) for a in _origins(diagnosis, finding)]
     largest = largest_cause(diagnosis, finding)
-    if largest is not None:
-        return f"; largest cause: {words(largest.cause)}"
-    conditions = [words(a.cause) for a in diagnosis.causes(finding) if a.kind == "condition"]
-    return f"; condition: {', '.join(conditions)}" if conditions else ""
+    if origins or largest is None:
+        return f"; condition: {', '.join(origins)}" if origins else ""
+    return f"; largest cause: {words(largest.cause)}"
+
+
+def _origins(diagnosis: Diagnosis, finding: int) -> list[Attribution]:
+    """The conditions that stand before all shares: they have made what the shares divide."""
+    return list(takewhile(lambda a: a.kind == "condition", diagnosis.causes(finding)))
 
 
 def _healthy(diagnosis: Diagnosis) -> str:
@@ -321,16 +326,20 @@ def _causes(diagnosis: Diagnosis, index: int, page: Page) -> list[Line]:
     if not found and not conditions:
         return []
     lines = heading(_causes_title(finding, total(found), several=len(diagnosis.findings) > 1), page)
+    origins = _origins(diagnosis, index)
+    lines += [line for a in origins for line in _condition(a, page)]
     told = [a for a in found if a.cause == "unexplained" or decades(a.decades) != "0.0"]
     lines += [line for a in told for line in _share(a, total(found), page)]
     if found:
         whole = total(found)
         ratio = f" ({times(whole)} {'smaller' if whole < 0 else 'larger'})" if decades(whole) != "0.0" else ""
         lines += wrap(f"{decades(whole):>7} decades in total{ratio}", page, lead="  ", hang=" " * 10)
-    for condition in conditions:
-        text = condition.summary or f"{words(condition.cause)}."
-        lines += wrap(f"condition: {text}", page, lead="  ", hang="    ")
-    return lines
+    return lines + [line for a in conditions[len(origins) :] for line in _condition(a, page)]
+
+
+def _condition(attribution: Attribution, page: Page) -> list[Line]:
+    text = attribution.summary or f"{words(attribution.cause)}."
+    return wrap(f"condition: {text}", page, lead="  ", hang="    ")
 
 
 def _causes_title(finding: Finding, whole: float, *, several: bool) -> str:
