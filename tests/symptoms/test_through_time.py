@@ -451,6 +451,9 @@ def test_the_long_unroll_and_what_to_paste():
     assert diagnosis.causes(0)[0].summary.startswith("rnn runs over 100 steps and 4 decades are lost within 1")
     first, second = (plan.remedies[0].id for plan in diagnosis.prescriptions[:2])
     assert (first, second) == ("gate_recurrence", "orthogonal_recurrence")
+    # The state keeps 1/e over the 99 steps that the loss asks about: logit(1 - 1/99) = log(98).
+    assert diagnosis.prescriptions[0].remedies[0].settings["forget_bias"] == pytest.approx(math.log(98), abs=0.05)
+    assert "= 4.6 if" in diagnosis.prescriptions[0].in_your_code
 
 
 def test_a_cell_with_sixty_calls_is_one_place():

@@ -21,11 +21,14 @@ TREATS = (
 _PLAIN = {"RNN", "RNNCell", ""}
 
 
-def gate_recurrence(case: Case, *, to: str = "lstm", forget_bias: float = 2.0, chrono: int = 0) -> Prescription | None:
+def gate_recurrence(
+    case: Case, *, to: str = "lstm", forget_bias: float | None = None, chrono: int = 0
+) -> Prescription | None:
     """Gives the recurrent state a path with gain near 1: an LSTM instead of a plain RNN, with its forget gate open.
 
     `to`: "lstm" or "gru", in place of a plain RNN. `forget_bias`: start of the forget gate's bias (the update gate's
-    for a GRU). `chrono`: longest lag T; above 2 it draws the biases for lags up to T instead.
+    for a GRU); None takes 2, and more where the loss asks about a long lag T: log(T - 1), at which the state keeps 1/e
+    of itself over T steps. `chrono`: longest lag T; above 2 it draws the biases for lags up to T instead.
 
     What it does:
         Along the cell state the gradient is multiplied by the forget gate only. Over 100 steps: bias 0 gives 0.5^100 =
@@ -55,6 +58,7 @@ def gate_recurrence(case: Case, *, to: str = "lstm", forget_bias: float = 2.0, c
         Hochreiter and Schmidhuber 1997; Jozefowicz et al. 2015; Tallec and Ollivier 2018 (chrono).
     """
     plain = case.recurrent in _PLAIN
+    forget_bias = _open_for(case) if forget_bias is None else forget_bias
     to = "gru" if case.recurrent == "RNNCell" else to
     text = _IMPORT + (_swap(to, case.recurrent) if plain else "") + _bias(forget_bias, chrono)
     kept = f"the state keeps about {_keep(forget_bias):.0%} a step"
@@ -62,6 +66,12 @@ def gate_recurrence(case: Case, *, to: str = "lstm", forget_bias: float = 2.0, c
     places = [site.source for site in case.run.sites if site.kind == case.recurrent and site.source]
     settings = ({"to": to} if plain else {}) | ({"chrono": chrono} if chrono else {"forget_bias": forget_bias})
     return advise(gate_recurrence, expected=expected, code=text, at=places, **settings)
+
+
+def _open_for(case: Case) -> float:
+    """The bias for the lag that the loss asks about; 2 where none is known."""
+    lag = next((e.value for e in case.finding.evidence if e.quantity == "lag that the loss asks about"), None)
+    return 2.0 if not lag or lag < 2 else max(2.0, round(math.log(lag - 1), 1))
 
 
 def _keep(bias: float) -> float:
