@@ -123,6 +123,19 @@ def test_a_bad_batch_is_skipped_and_the_training_goes_on():
     assert all(p.isfinite().all() for p in arm.model.parameters())
 
 
+def test_a_batch_with_a_gradient_far_too_large_is_skipped():
+    plain = Loop(setup())
+    plain.run(5)
+    assert plain.skipped == []
+    arm = setup(skip_nonfinite=True, skip_from=50.0)
+    arm.batches = lambda seed: ((x, y * (1e3 if n == 2 else 1.0)) for n, (x, y) in enumerate(pairs(seed)))
+    loop = Loop(arm)
+    losses = loop.run(5)
+    assert loop.skipped == [2]
+    assert losses[2] > 10 * losses[1]
+    assert losses[3] < 2 * losses[1]
+
+
 def test_a_loss_scale_changes_no_update_and_falls_after_an_overflow():
     plain, scaled = setup(), setup(loss_scale=65536.0)
     assert train(scaled, steps=5) == pytest.approx(train(plain, steps=5), rel=1e-5)

@@ -1,4 +1,4 @@
-"""No step on a gradient that is not finite."""
+"""No step on a gradient that is not finite, or far too large."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ TREATS = (
 )
 
 
-def skip_bad_batch(case: Case) -> Prescription | None:
+def skip_bad_batch(case: Case, *, bound: float = 0.0) -> Prescription | None:
     """Leaves out the optimizer's step when the gradient's norm is NaN or infinite, and says so.
 
+    `bound`: leave out steps with a norm from that on too; 0 takes ten times the usual norm after a spike of a finite
+    loss, and no bound otherwise.
+
     What it does:
-        One NaN in one sample would make every weight NaN in one step, for good; a step left out costs one batch. After
-        a spike of a finite loss the bound is ten times the usual norm.
+        One NaN in one sample would make every weight NaN in one step, for good; a step left out costs one batch.
 
     In your code:
         import torch
@@ -50,16 +52,19 @@ def skip_bad_batch(case: Case) -> Prescription | None:
     """
     expected = "the weights survive the batch; the batch itself still has to be looked at"
     usual = case.usual_grad_norm if case.symptom == "loss_spike" else None
+    if usual and not bound:  # a finite batch may be as bad
+        bound = float(f"{10 * usual:.1g}")
     text = lines(skip_bad_batch)
-    if usual:  # a finite batch may be as bad; a norm that is NaN is not below the bound either
-        text = text.replace("torch.isfinite(norm)", f"norm < {float(f'{10 * usual:.1g}'):g}")
-    return advise(skip_bad_batch, expected=expected, code=text, at=case.lines())
+    if bound:  # a norm that is NaN is not below the bound either
+        text = text.replace("torch.isfinite(norm)", f"norm < {bound:g}")
+    return advise(skip_bad_batch, expected=expected, code=text, at=case.lines(), **({"bound": bound} if bound else {}))
 
 
-GRID: tuple[dict[str, object], ...] = ({},)
+GRID: tuple[dict[str, object], ...] = ({}, {"bound": 10.0})
 
 
 @acting
-def apply(setup: TrainSetup) -> None:
-    """Leave out the step after a gradient that is not finite."""
+def apply(setup: TrainSetup, *, bound: float = 0.0) -> None:
+    """Leave out the step after a gradient that is not finite, or whose norm reaches the bound."""
     setup.skip_nonfinite = True
+    setup.skip_from = bound or None

@@ -105,10 +105,12 @@ class Loop:
             for _, p in named:
                 if p.grad is not None:
                     p.grad.div_(self.scale)
-        if (self.setup.skip_nonfinite or self.scale is not None) and not bool(norm_of(named).isfinite()):
-            self.skipped.append(len(self.losses) - 1)
-            self._rescale(good=False)
-            return False
+        if self.setup.skip_nonfinite or self.scale is not None:
+            norm, bound = float(norm_of(named)), self.setup.skip_from
+            if not math.isfinite(norm) or (bound is not None and norm >= bound):
+                self.skipped.append(len(self.losses) - 1)
+                self._rescale(good=math.isfinite(norm))
+                return False
         self._rescale(good=True)
         edit_gradients(self.setup, self._edits, named)
         return True

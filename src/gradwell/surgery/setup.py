@@ -45,9 +45,9 @@ class TrainSetup:
     `loss_scale`: start of a dynamic loss scale. `lr_scale`: factor on every learning rate. `weight_decay` and
     `clip_value`: None leaves them as they are. `gradient_edits`: what else is done to the gradients, in order, before
     `clip_norm`. `loss_terms`: what is added to the loss. `skip_nonfinite`: leave out the step after a gradient that is
-    not finite. `grown`: parameters that surgery has added, each with the older one in whose optimizer group it
-    belongs. `applied`: remedies and their settings, in order. `pretrained`: True forbids what would throw weights away,
-    False allows it, None looks at the weights.
+    not finite, or whose norm is `skip_from` or more. `grown`: parameters that surgery has added, each with the older
+    one in whose optimizer group it belongs. `applied`: remedies and their settings, in order. `pretrained`: True
+    forbids what would throw weights away, False allows it, None looks at the weights.
     """
 
     model: nn.Module
@@ -65,6 +65,7 @@ class TrainSetup:
     gradient_edits: list[GradientEdit] = field(default_factory=list)
     loss_terms: list[LossTerm] = field(default_factory=list)
     skip_nonfinite: bool = False
+    skip_from: float | None = None
     grown: dict[str, str] = field(default_factory=dict)
     applied: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     pretrained: bool | None = None
