@@ -132,8 +132,10 @@ def test_a_batch_with_a_gradient_far_too_large_is_skipped():
     loop = Loop(arm)
     losses = loop.run(5)
     assert loop.skipped == [2]
-    assert losses[2] > 10 * losses[1]
-    assert losses[3] < 2 * losses[1]
+    assert losses[2] > 1e5
+    assert losses[3] < 10
+    arm.skip_from = None
+    assert Loop(arm).run(5)[3] > 1e3
 
 
 def test_a_loss_scale_changes_no_update_and_falls_after_an_overflow():
