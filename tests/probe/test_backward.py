@@ -255,6 +255,17 @@ def test_underflow_is_the_share_below_the_smallest_normal_number():
     assert run.steps[0].of("grad_underflow_frac", 0) == pytest.approx(0.75)
 
 
+def test_underflow_in_float16_shows_far_above_the_smallest_number():
+    torch.manual_seed(2)
+    model = nn.Linear(64, 64, bias=False).half()
+    x = torch.full((1, 64), 2e-3, dtype=torch.float16) * torch.randn(64).half()
+    run = measure(model, x, lambda m, b: m(b).sum())
+    share = (x.abs() < torch.finfo(torch.float16).tiny).float().mean().item()
+    assert run.steps[0].of("grad_rms", 0) > 1e-3
+    assert run.steps[0].of("grad_underflow_frac", 0) == pytest.approx(share)
+    assert share > 0
+
+
 def test_nothing_of_a_backward_changes_the_gradients_or_stays():
     model, batch = mixed()
     torch.manual_seed(8)

@@ -192,3 +192,16 @@ def test_a_list_of_many_is_found_by_identity():
     x = torch.randn(1, 2)
     assert called(lambda: layers[49](x)) == ["layers[49]"]
     assert sys.getrefcount(layers[49]) < 10
+
+
+def test_a_parameter_in_the_place_of_one_that_is_gone_has_its_own_name():
+    gone = nn.Linear(2, 2)
+    names = Names()
+    names.root(gone, "gone")
+    left = dict(names._parameters)
+    model = nn.Sequential(nn.Linear(2, 2))
+    stale = left[id(gone.weight)]
+    del gone
+    names._parameters[id(model[0].weight)] = stale  # the id of a dead parameter, given out again
+    names.root(model, "net")
+    assert names.parameter(model[0].weight) == ("net.0.weight", "net.0")

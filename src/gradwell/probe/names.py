@@ -148,7 +148,10 @@ class Names:
                 known.parent, known.attribute, known.source = parent, attribute, ""
             dot = f"{path}." if path else ""
             for own, parameter in child._parameters.items():
-                if parameter is not None and id(parameter) not in self._parameters:
+                if parameter is None:
+                    continue
+                of_that_number = self._parameters.get(id(parameter))
+                if of_that_number is None or of_that_number[0]() is not parameter:  # it may be one that is gone
                     self._parameters[id(parameter)] = (weakref.ref(parameter), dot + own, path)
             for own, grandchild in reversed(child._modules.items()):
                 if grandchild is not None:

@@ -25,10 +25,6 @@ from gradwell.records.run import PARAM_COLUMNS, Column, Header, OptimizerInfo, P
 _TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
-_BIG = 1e-3
-"""Above that a gradient is far from the smallest number of every format."""
-
-
 class Weights:
     """Copies of the parameters, to measure an update as weight after minus weight before."""
 
@@ -192,7 +188,7 @@ class Recorder:
         for (i, _, grad), norm in zip(with_grad, norms, strict=True):
             grad_rms[i] = rms = norm / math.sqrt(grad.numel() or 1)
             columns["grad_nonfinite"][i] = sizes.nonfinite_count(grad, norm)
-            columns["grad_underflow_frac"][i] = 0.0 if _BIG < rms < math.inf else _underflow(grad, rms)
+            columns["grad_underflow_frac"][i] = _underflow(grad, rms)
         for i, share in _twins(with_grad):
             columns["twin_frac"][i] = share
         return columns, math.hypot(*norms) if norms else None
@@ -220,7 +216,7 @@ def optimizer_info(optimizer: torch.optim.Optimizer) -> OptimizerInfo:
 def _underflow(grad: Tensor, rms: float) -> float:
     """Share of the elements that are zero or below the dtype's smallest normal number; looked at only near there."""
     tiny = _TINY.get(grad.dtype, 0.0)
-    if grad.is_sparse or not math.isfinite(rms) or rms > 1e4 * tiny:
+    if rms > 1e4 * tiny or not math.isfinite(rms) or grad.is_sparse:
         return 0.0
     return float((grad.detach().abs() < tiny).double().mean().item())
 
