@@ -19,9 +19,11 @@ from gradwell.shelf import shelf
 from gradwell.surgery.loop import Loop
 from gradwell.surgery.setup import forked
 
-_spec = importlib.util.spec_from_file_location("remedies_zoo", Path(__file__).with_name("zoo.py"))
-zoo = sys.modules["remedies_zoo"] = importlib.util.module_from_spec(_spec)  # its classes are pickled by that name
-_spec.loader.exec_module(zoo)
+if "remedies_zoo" not in sys.modules:  # its classes are pickled by that name, so there may be one of each
+    _spec = importlib.util.spec_from_file_location("remedies_zoo", Path(__file__).with_name("zoo.py"))
+    sys.modules["remedies_zoo"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["remedies_zoo"])
+zoo = sys.modules["remedies_zoo"]
 
 REMEDIES, ACTIVATIONS = shelf("gradwell.remedies"), shelf("gradwell.theory.activations")
 ANY = ["sigmoid", "cnn", "rnn"]

@@ -27,7 +27,7 @@ def acting(apply: Act) -> Act:
 
     @functools.wraps(apply)
     def whole(setup: TrainSetup, **settings: Any) -> None:
-        from gradwell.surgery.replace import require_editable
+        from gradwell.surgery.replace import require_editable, without_nesting
         from gradwell.surgery.setup import forked_once
 
         require_editable(setup.model)
@@ -40,6 +40,7 @@ def acting(apply: Act) -> Act:
                 raise Refused(
                     f"{remedy} cannot be done on this model ({type(problem).__name__}: {problem})."
                 ) from problem
+        without_nesting(setup.model)
         setup.applied.append((remedy, settings))
 
     return whole

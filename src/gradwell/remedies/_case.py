@@ -117,9 +117,23 @@ class Case(msgspec.Struct, frozen=True, dict=True):
     @property
     def output_activation(self) -> str:
         """Id of the activation behind the last weight layer, "" when the net ends in a weight layer."""
+        return _activation_ids().get(self._behind.kind, "") if self._behind else ""
+
+    @property
+    def output_name(self) -> str:
+        """Name of that activation, "" when the net ends in a weight layer."""
+        return self._behind.site if self._behind else ""
+
+    @cached_property
+    def _behind(self) -> Site | None:
         order = max((site.order for site in self.run.sites if site.role == "weight"), default=0)
-        behind = [site for site in self.run.sites if site.order > order and site.role == "activation"]
-        return _activation_ids().get(behind[0].kind, "") if behind else ""
+        return next((site for site in self.run.sites if site.order > order and site.role == "activation"), None)
+
+    @property
+    def head(self) -> str:
+        """Name of the last weight layer that is called (modules may stand in any order), "" where none is known."""
+        last = max(self._named(["weight"]), key=lambda site: site.order, default=None)
+        return last.site if last else ""
 
     @cached_property
     def weight_kinds(self) -> list[str]:
@@ -147,6 +161,15 @@ class Case(msgspec.Struct, frozen=True, dict=True):
     def middle(self) -> str:
         """Name of the module half-way through the weight layers, "" where functions hide it."""
         return middle([(site.site, site.role) for site in self.run.sites if not site.site.endswith("()")])
+
+    @cached_property
+    def grouped(self) -> bool:
+        """True where a convolution may be one of groups: its weights see fewer channels than come in."""
+        channels = {site.site: site.fan_in for site in self._named(["weight"])}
+        kernels = [
+            (p.shape, channels[p.site]) for p in self.run.header.params if p.site in channels and len(p.shape) > 2
+        ]
+        return any(len(shape) == 3 or shape[1] != seen for shape, seen in kernels)  # (M, N, k): N is not recorded
 
     @property
     def branch_ends(self) -> list[str]:
@@ -202,6 +225,11 @@ class Case(msgspec.Struct, frozen=True, dict=True):
     def adaptive(self) -> bool:
         """True when the optimizer rescales each parameter's step, as Adam does."""
         return self.optimizer is not None and self.optimizer.adaptive
+
+    @property
+    def groups(self) -> int:
+        """Number of parameter groups that the optimizers have, as far as the sites tell."""
+        return len({p.group for p in self.run.header.params if p.group is not None})
 
     @property
     def usual_grad_norm(self) -> float | None:

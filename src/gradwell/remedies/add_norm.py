@@ -31,13 +31,13 @@ _NORMS = {
     ("Linear", "layer"): "nn.LayerNorm(layer.out_features)",
     ("Linear", "rms"): "nn.RMSNorm(layer.out_features)",
     ("Linear", "group"): f"nn.GroupNorm({_GROUPS.format(units='out_features')}, layer.out_features)",
-    ("Conv2d", "batch"): "nn.BatchNorm2d(layer.out_channels)",
-    ("Conv2d", "layer"): "nn.GroupNorm(1, layer.out_channels)",
-    ("Conv2d", "group"): f"nn.GroupNorm({_GROUPS.format(units='out_channels')}, layer.out_channels)",
-    ("Conv1d", "batch"): "nn.BatchNorm1d(layer.out_channels)",
-    ("Conv1d", "layer"): "nn.GroupNorm(1, layer.out_channels)",
-    ("Conv1d", "group"): f"nn.GroupNorm({_GROUPS.format(units='out_channels')}, layer.out_channels)",
 }
+for _axes in (1, 2, 3):
+    _NORMS |= {
+        (f"Conv{_axes}d", "batch"): f"nn.BatchNorm{_axes}d(layer.out_channels)",
+        (f"Conv{_axes}d", "layer"): "nn.GroupNorm(1, layer.out_channels)",
+        (f"Conv{_axes}d", "group"): f"nn.GroupNorm({_GROUPS.format(units='out_channels')}, layer.out_channels)",
+    }
 
 
 def add_norm(case: Case, *, norm: str = "") -> Prescription | None:
@@ -78,7 +78,7 @@ def add_norm(case: Case, *, norm: str = "") -> Prescription | None:
     if not kinds or useless or case.recurrent:
         return None
     expected = case.back(*_MENDS, otherwise="pre-activations keep unit size in every layer") + _growth(case, norm)
-    return advise(add_norm, expected=expected, code=code(kinds, norm), at=case.lines("weight"), norm=norm)
+    return advise(add_norm, expected=expected, code=code(kinds, norm, case.head), at=case.lines("weight"), norm=norm)
 
 
 _MENDS = ("weight_gain", "activation_slope")
@@ -96,13 +96,13 @@ def _growth(case: Case, norm: str) -> str:
     return f"; batch norm itself makes the gradient grow by about {grown:.1f} decades over these layers"
 
 
-def code(kinds: list[str], norm: str) -> str:
-    """The loop that puts the norm behind each weight layer but the last."""
+def code(kinds: list[str], norm: str, head: str) -> str:
+    """The loop that puts the norm behind each weight layer but the last, by its name: it may be built first."""
     classes = f"nn.{kinds[0]}" if len(kinds) == 1 else f"({', '.join(f'nn.{kind}' for kind in kinds)})"
     text = f"""from torch import nn
 
 # before the optimizer is made: the norms have parameters of their own; a hook leaves `fc.weight` its name
-for layer in [m for m in model.modules() if isinstance(m, {classes})][:-1]:
+for layer in [m for name, m in model.named_modules() if isinstance(m, {classes}) and name != "{head}"]:
 """
     for number, kind in enumerate(kinds):
         made = _NORMS[kind, norm]

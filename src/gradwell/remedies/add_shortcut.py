@@ -22,8 +22,6 @@ TREATS = (
     Treats("loss_plateau", "depth_without_shortcut", 5),
 )
 
-_UNITS = {"Linear": ("in_features", "out_features"), "Conv2d": ("in_channels", "out_channels")}
-
 
 def add_shortcut(case: Case, *, form: str = "rezero", over: int = 1) -> Prescription | None:
     """Adds the input of each layer to its output, so that the gradient has a way past the layer.
@@ -74,13 +72,13 @@ def add_shortcut(case: Case, *, form: str = "rezero", over: int = 1) -> Prescrip
     Source:
         Srivastava et al. 2015 (highway, bias -2); He et al. 2016; Yang and Schoenholz 2017; Bachlechner et al. 2020.
     """
-    kind = next((kind for kind in case.weight_kinds if kind in _UNITS), "")
+    kind = next((kind for kind in case.weight_kinds if kind in _GATE), "")
     exploding = case.symptom == "exploding_gradient"
     if not kind or case.shortcut or case.recurrent or case.layers < 3 or (exploding and not case.normalised):
         return None
     path = "the gradient gets a path of gain 1 past each layer"
     expected = f"{path}, which dilutes the growth" if exploding else case.back(*_ALL, otherwise=path)
-    text = code(kind, form, over) if case.torch_class(case.activation) else _IN_FORWARD
+    text = code(kind, form, blocks) if (blocks := chain_blocks(case, kind, over)) else _IN_FORWARD
     return advise(add_shortcut, expected=expected, code=text, at=case.lines("weight"), form=form, over=over)
 
 
@@ -105,13 +103,38 @@ _GATE = {
 }
 
 
-def code(kind: str, form: str, over: int) -> str:
-    """Hooks around each block that keeps its shape: a weight layer up to the one before the next."""
-    enter, leave = _UNITS[kind]
+def chain_blocks(case: Case, kind: str, over: int) -> list[tuple[str, str]]:
+    """Names of the first and the last module of each block that keeps its shape, in the order of the calls.
+
+    A block goes from a weight layer up to the one before the next. Empty where functions or modules that are used
+    several times leave no names to hook.
+    """
+    sites = case.run.sites
+    starts = [i for i, site in enumerate(sites) if site.role == "weight"]
+    found, number = [], 0
+    while number + over < len(starts):
+        inside = sites[starts[number] : starts[number + over]]
+        first, last = inside[0], inside[-1]
+        plain = all(s.role in {"weight", "norm", "activation"} or "Dropout" in s.kind for s in inside)
+        bends = any(site.role == "activation" for site in inside)
+        if plain and bends and first.kind == kind and first.fan_in == last.fan_out:
+            found.append((first.site, last.site))
+            number += over
+        else:
+            number += 1
+    again = {site.site for site in sites if site.call}
+    hooked = {name for block in found for name in block}
+    return [] if hooked & again or any(name.endswith("()") for name in hooked) else found
+
+
+def code(kind: str, form: str, blocks: list[tuple[str, str]]) -> str:
+    """Hooks around each block that keeps its shape."""
     part = f"\n        {_PART[form].format(gate=_GATE[kind])}" if form in _PART else ""
     scale = f"\n        self.scale = {'len(blocks) ** -0.5'}" if form == "scaled" else ""
     gate = "\n        self.gate = first.gate(self.x).sigmoid()" if form == "highway" else ""
-    same = " and first.stride == (1, 1)" if kind == "Conv2d" else ""
+    pairs = "".join(f'    ("{first}", "{last}"),\n' for first, last in blocks)
+    same = " if model.get_submodule(first).stride == (1, 1)" if kind == "Conv2d" else ""
+    modules = f"[(model.get_submodule(first), model.get_submodule(last)) for first, last in names{same}]"
     imports = "import torch\nfrom torch import nn" if "torch." in part else "from torch import nn"
     return f"""{imports}
 
@@ -129,16 +152,9 @@ class Shortcut:  # {_SUM[form].replace("self.", "")}, by hooks: no module gets a
         return {_SUM[form]}
 
 
-parts = [m for m in model.modules() if isinstance(m, nn.{kind}) or not list(m.children())]
-at = [i for i, m in enumerate(parts) if isinstance(m, nn.{kind})]
-blocks, number = [], 0
-while number + {over} < len(at):
-    first, end = parts[at[number]], at[number + {over}]
-    if end - at[number + {over} - 1] > 1 and first.{enter} == parts[at[number + {over} - 1]].{leave}{same}:
-        blocks.append((first, parts[end - 1]))
-        number += {over}
-    else:
-        number += 1
+names = [  # a weight layer, and what stands before the next one
+{pairs}]
+blocks = {modules}
 for first, last in blocks:
     Shortcut(first, last)"""
 

@@ -61,12 +61,16 @@ def auxiliary_loss(case: Case, *, weight: float = 0.3, cut: str = "") -> Prescri
     else:
         expected = "the lower half is half as far from a loss"
     cut = cut or case.middle
-    text = lines(auxiliary_loss).replace("0.3", f"{weight:g}").replace('"hidden.3"', f'"{cut}"')
+    if not cut and case.layers and not case.recurrent:  # fewer than three: there is no middle
+        return None
+    text = lines(auxiliary_loss).replace("0.3", f"{weight:g}").replace("hidden.3", cut or "hidden.3")
     if any(kind.startswith("Conv") for kind in case.weight_kinds):
-        text = text.replace('kept["middle"].shape[-1]', 'kept["middle"].shape[1]')
-        text = text.replace('aux_head(kept["middle"])', 'aux_head(kept["middle"].flatten(2).mean(2))')
-    settings = {"cut": cut} if cut else {}
-    return advise(auxiliary_loss, expected=expected, code=text, weight=weight, **settings)
+        text = text.replace("kept.update(middle=out))", f"kept.update(middle={_POOLED}))")
+    return advise(auxiliary_loss, expected=expected, code=text, weight=weight, **({"cut": cut} if cut else {}))
+
+
+_POOLED = "out.flatten(2).mean(2) if out.dim() > 3 else out"
+"""The mean over an image, (B, C, H, W) -> (B, C)."""
 
 
 def _unreached(case: Case, weight: float) -> Prescription:

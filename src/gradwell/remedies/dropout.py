@@ -45,10 +45,10 @@ def dropout(case: Case, *, p: float = 0.1) -> Prescription | None:
     old = case.torch_class(case.activation)
     if not old or any(site.kind == "Dropout" for site in case.run.sites):
         return None
-    keep = "[:-1]" if case.output_activation == case.activation else ""
+    keep = f' and name != "{case.output_name}"' if case.output_activation == case.activation else ""
     text = f"""from torch import nn
 
-for m in [m for m in model.modules() if isinstance(m, {old})]{keep}:
+for m in [m for name, m in model.named_modules() if isinstance(m, {old}){keep}]:
     m.register_forward_hook(lambda m, args, out: nn.functional.dropout(out, {p:g}, m.training))"""
     return advise(dropout, expected="outputs become less certain", code=text, at=case.lines("activation"), p=p)
 

@@ -105,9 +105,10 @@ for name in names:
 """
 
 
-_LIKE_RNN = """class LSTM(nn.LSTM):  # called like an RNN, without a state: what it hands out is h alone
-    def forward(self, x):
-        out, (last, _) = super().forward(x)
+_LIKE_RNN = """class LSTM(nn.LSTM):  # called like an RNN, with no state or zeros: what it hands out is h alone
+    def forward(self, input, hx=None):
+        assert hx is None or not hx.any(), "a state is handed on: take nn.GRU"
+        out, (last, _) = super().forward(input)
         return out, last
 
 
@@ -140,7 +141,7 @@ for m in model.modules():
 GRID = (
     {"to": "lstm", "forget_bias": 1.0},
     {"to": "lstm", "forget_bias": 2.0},
-    {"to": "gru", "forget_bias": 1.0},
+    {"to": "gru"},
     {"to": "lstm", "chrono": 50},
 )
 

@@ -66,6 +66,16 @@ _DRAW = {
         m.weight.data[(slice(None), slice(None), *centre)] = nn.init.orthogonal_(torch.empty(m.weight.shape[:2]))""",
 }
 _DRAW |= {"lsuv": _DRAW["orthogonal"], "jacobian": _DRAW["he"], "fixup": _DRAW["he"]}
+_BY_GROUP = {
+    "xavier": "nn.init.xavier_normal_(group)",
+    "orthogonal": "nn.init.orthogonal_(group)",
+    "lsuv": "nn.init.orthogonal_(group)",
+    "identity": "(nn.init.eye_ if group.dim() == 2 else nn.init.dirac_)(group)",
+    "delta_orthogonal": """nn.init.zeros_(group)
+            centre = tuple(size // 2 for size in group.shape[2:])  # () for a linear layer
+            group[(slice(None), slice(None), *centre)] = nn.init.orthogonal_(torch.empty(group.shape[:2]))""",
+}
+"""The draws that look at both sides of a matrix, for convolutions in groups: each is a layer of its own."""
 _BIAS = {
     "centred_sigmoid": "m.bias.data = -0.5 * m.weight.data.flatten(1).sum(1)  # the layer sees sigmoid - 1/2",
     "critical": "nn.init.normal_(m.bias, std={b2:.9g} ** 0.5)",
@@ -107,7 +117,7 @@ for name in blocks:
     for m in branch[:-1]:
         m.weight.data *= len(blocks) ** (-1 / (2 * len(branch) - 2))
     nn.init.zeros_(branch[-1].weight)
-nn.init.zeros_([m for m in model.modules() if isinstance(m, {classes})][-1].weight)  # the head""",
+nn.init.zeros_(model.get_submodule("{head}").weight)  # the last layer""",
 }
 """What follows the draw where an init looks at data or at blocks."""
 _DECADES = {"he": math.log10(2) / 2, "xavier": 0.0, "lecun": 0.0, "centred_sigmoid": math.log10(16) / 2}
@@ -215,7 +225,9 @@ def code(case: Case, init: str) -> str:
         numbers |= {"w2": spread.sigma_w2, "b2": spread.sigma_b2}
     draw = _DRAW[init].format(**numbers)
     bias = "nn.init.zeros_(m.bias)" if numbers.get("b2") == 0 else _BIAS.get(init, "nn.init.zeros_(m.bias)")
-    then = _THEN.get(init, "").format(classes=classes, blocks=case.block_names)
+    then = _THEN.get(init, "").format(classes=classes, blocks=case.block_names, head=case.head)
+    if case.grouped and init in _BY_GROUP:
+        draw = f"for group in m.weight.data.chunk(getattr(m, 'groups', 1)):\n            {_BY_GROUP[init]}"
     imports = "import torch\nfrom torch import nn" if "torch." in draw + then else "from torch import nn"
     return f"""{imports}
 
@@ -231,9 +243,14 @@ _SUPPORTED = {"Linear", "Conv1d", "Conv2d", "Conv3d"}
 
 
 def _head(case: Case) -> Prescription:
-    text = """from torch import nn
+    last = (
+        f'model.get_submodule("{case.head}")'
+        if case.head
+        else "[m for m in model.modules() if isinstance(m, nn.Linear)][-1]"
+    )
+    text = f"""from torch import nn
 
-head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]  # the last layer
+head = {last}  # the last layer
 nn.init.kaiming_normal_(head.weight, nonlinearity="linear")
 if head.bias is not None:
     nn.init.zeros_(head.bias)"""

@@ -58,9 +58,10 @@ def scale_lr(case: Case, *, factor: float | None = None) -> Prescription | None:
         Goodfellow, Bengio and Courville 2016, chapter 8; the update ratio of 1e-3 is Karpathy's rule of thumb.
     """
     factor = factor if factor is not None else _factor(case)
-    was = f"  # was {case.lr:g}" if case.lr else ""
-    value = f'group["lr"] = {case.lr * factor:.3g}' if case.lr else f'group["lr"] *= {factor:g}'
-    text = f"for group in optimizer.param_groups:\n    {value}{was}"
+    value = f'group["lr"] *= {factor:g}'
+    if case.lr and case.groups < 2:  # groups have rates of their own
+        value = f'group["lr"] = {case.lr * factor:.3g}  # was {case.lr:g}'
+    text = f"for group in optimizer.param_groups:\n    {value}"
     change = "shorter" if factor < 1 else "longer"
     return advise(scale_lr, expected=f"steps {max(factor, 1 / factor):.3g} times {change}", code=text, factor=factor)
 

@@ -61,15 +61,22 @@ def standardize_input(case: Case, *, per: str = "feature") -> Prescription | Non
         return None
     expected = "the first layer works at the size its init is made for"
     text = lines(standardize_input)
-    if any(kind.startswith("Conv") for kind in case.weight_kinds):
-        axes = "(0, 2, 3), keepdim=True)[0]"  # a channel each
-        text = text.replace("(samples, features)", "(samples, channels, height, width)")
+    if image := next((kind for kind in case.weight_kinds if kind in _IMAGES), ""):
+        axes = f"{_IMAGES[image][0]}, keepdim=True)[0]"  # a channel each
+        text = text.replace("(samples, features)", f"(samples, channels, {_IMAGES[image][1]})")
         text = text.replace("mean(0)", f"mean({axes}").replace("std(0)", f"std({axes}")
     if per == "all":
         text = re.sub("^std = .*$", "std = (x_train - mean).std()", text, flags=re.MULTILINE)
     settings = {} if per == "feature" else {"per": per}
     return advise(standardize_input, expected=expected, code=text, at=case.lines(), **settings)
 
+
+_IMAGES = {
+    "Conv1d": ("(0, 2)", "length"),
+    "Conv2d": ("(0, 2, 3)", "height, width"),
+    "Conv3d": ("(0, 2, 3, 4)", "depth, height, width"),
+}
+"""Axes of one channel, and their names."""
 
 GRID = ({"per": "feature"}, {"per": "all"})
 

@@ -87,12 +87,13 @@ def code(case: Case, to: str) -> str:
     if not old:
         here = f"{case.activation}(x)" if case.activation else "the old activation"
         return f"# in forward(): {_function(to)} instead of {here}"
-    keep = "[:-1]" if case.output_activation == case.activation else ""
-    note = "  # the last one is the output and stays" if keep else ""
+    keep, note = "", ""
+    if case.output_activation == case.activation:
+        keep, note = f' and n != "{case.output_name}"', "  # the output stays"
     head, new = _new(to)
     return f"""from torch import nn
 {head}
-names = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, {old})]{keep}{note}
+names = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, {old}){keep}]{note}
 for name in names:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, {new})"""
@@ -132,9 +133,8 @@ def _logits(case: Case) -> Prescription | None:
     loss, why = _LOSS.get(squash, _LOSS[""])
     old = case.torch_class(squash)
     remove = f"""
-for name in [n for n, m in model.named_modules() if isinstance(m, {old})][-1:]:  # the output only
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, nn.Identity())"""
+parent, _, child = "{case.output_name}".rpartition(".")  # the output only
+setattr(model.get_submodule(parent), child, nn.Identity())"""
     comment = f"\n# in forward(): return the logits, without {squash}"
     text = f"from torch import nn\n{remove if old else comment}\nloss_fn = {loss}  # {why}"
     expected = "the gradient at the output becomes (prediction - target), which a wrong answer cannot make small"

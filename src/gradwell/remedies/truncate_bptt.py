@@ -34,14 +34,14 @@ def truncate_bptt(case: Case, *, steps: int = 50) -> Prescription | None:
         def chunked(rnn, steps):
             plain, axis = rnn.forward, 1 if rnn.batch_first else 0
 
-            def forward(x, state=None):
+            def forward(input, hx=None):
                 outs = []
-                for part in x.split(steps, dim=axis):
+                for part in input.split(steps, dim=axis):
                     if outs:  # the state goes on, its history does not
-                        state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
-                    out, state = plain(part, state)
+                        hx = tuple(s.detach() for s in hx) if isinstance(hx, tuple) else hx.detach()
+                    out, hx = plain(part, hx)
                     outs.append(out)
-                return torch.cat(outs, axis), state
+                return torch.cat(outs, axis), hx
 
             rnn.forward = forward
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from gradwell.errors import Refused
 from gradwell.probe import kinds
@@ -26,6 +27,9 @@ from gradwell.surgery.setup import TrainSetup
 
 After = Callable[[nn.Module, Any, Any], Any]
 """A forward hook: (module, inputs, output) -> new output."""
+
+MOST_PARTS = 1000
+"""Names that are tried for a new part."""
 
 
 def after(model: nn.Module, call: Call, hook: After) -> None:
@@ -57,10 +61,10 @@ def grow(setup: TrainSetup, new: Iterable[Tensor], neighbour: Tensor | None = No
 
 
 def _register(owner: nn.Module, name: str, put: Callable[[str], None]) -> str:
-    free, number = name, 1
-    while hasattr(owner, free):
-        number += 1
-        free = f"{name}_{number}"
+    names = [name, *(f"{name}_{number}" for number in range(2, MOST_PARTS))]
+    free = next((free for free in names if not hasattr(owner, free)), "")
+    if not free:  # a __getattr__ that answers to any name
+        raise Refused(f"{type(owner).__name__} has an attribute of any name, so nothing can be added to it.")
     put(free)
     return free
 
@@ -129,6 +133,10 @@ class Shortcut:
             factor = getattr(module, factor)
         self._kept = (x, factor)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without x: a recomputation that ends early leaves it behind, and no copy may hold a computed tensor."""
+        return {**vars(self), "_kept": None}
+
     def leave(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
         """After the last module."""
         if self._kept is None:
@@ -157,6 +165,10 @@ class Around:
     def swap(self, function: str, number: int, child: str) -> None:
         """Call a child of the module instead of the function."""
         self.swaps[function, number] = child
+
+    def changes(self, function: str, number: int) -> bool:
+        """True when the `number`-th call of a function is not as it was."""
+        return (function, number) in self.swaps or (function, number) in self.hooks
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _Mode(self):
@@ -191,10 +203,16 @@ class _Mode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = self._known.get(func)
-        if name is None or _inside_a_child():
+        place = _called_from() if name is not None else ""
+        if name is None or place == "child":
             return func(*args, **kwargs)
         number = self._seen[name]
         self._seen[name] += 1
+        if place == "checkpoint" and self._around.changes(name, number):
+            raise Refused(
+                f"{name} is called inside a checkpoint, whose recomputation would call it unchanged; make it a module "
+                f"of {type(self._around.module).__name__}, or checkpoint whole modules."
+            )
         return self._around.function(name, number, func, args, kwargs)
 
 
@@ -202,16 +220,17 @@ _CALL = nn.Module._call_impl.__code__
 _AROUND = Around.__call__.__code__
 
 
-def _inside_a_child() -> bool:
-    """True when a module's call lies between the function and the forward that is watched."""
+def _called_from() -> str:
+    """What lies between the function and the forward that is watched: a `child`'s call, a `checkpoint`, or nothing."""
+    place = ""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if frame.f_code is _AROUND:
-            return False
+    while frame is not None and frame.f_code is not _AROUND:
         if frame.f_code is _CALL:
-            return True
+            return "child"
+        if frame.f_code.co_filename == checkpoint.__file__:
+            place = "checkpoint"
         frame = frame.f_back
-    return False
+    return place
 
 
 def functions_of(owner: nn.Module) -> Around:

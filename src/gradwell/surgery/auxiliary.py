@@ -16,6 +16,8 @@ from gradwell.surgery.terms import Auxiliary, Given, pooled
 
 def add_auxiliary(setup: TrainSetup, cut: str, weight: float) -> None:
     """A linear head on the output of the module `cut`, a child of its first leaf, and `weight` times its loss."""
+    if not cut:
+        raise Refused("The model has fewer than three weight layers, so there is no middle to put a head behind.")
     batch = setup.batch()
     middle, out = _shapes(setup, cut, batch)
     try:

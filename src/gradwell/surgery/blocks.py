@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,9 @@ def layer_of(setup: TrainSetup, call: Call) -> Any:
 
 
 def hidden_layers(setup: TrainSetup, seen: Pass) -> list[tuple[Call, nn.Module]]:
-    """Linear and convolution layers but the last one, each once, in the order of their calls."""
+    """Linear and convolution layers but the last ones, each once, in the order of their calls."""
     found: dict[int, tuple[Call, nn.Module]] = {}
-    for call in seen.weights[:-1]:
+    for call in seen.hidden_weights:
         layer = layer_of(setup, call)
         if layer is not None:
             found.setdefault(id(layer), (call, layer))
@@ -131,9 +132,13 @@ def add_shortcuts(setup: TrainSetup, form: str, over: int) -> None:
             f"No {over} weight layer{'s' * (over > 1)} with an activation keep the shape of their input; "
             "a shortcut needs the same shape at both ends."
         )
-    places = [call.place for call in seen.calls]
-    if any(places.count(call.place) > 1 for block in blocks for call in (block.first, block.last)):
-        raise Refused("A layer is used several times in one pass; put the shortcut into the forward by hand.")
+    places = Counter(call.place for call in seen.calls)
+    again = next((call for block in blocks for call in (block.first, block.last) if places[call.place] > 1), None)
+    if again is not None:
+        raise Refused(
+            f"{again.name or again.function!r} is used several times in one pass; give each use a module of its own, "
+            "or put the shortcut into the forward by hand."
+        )
     for block in blocks:
         shortcut = _shortcut(setup, form, block, len(blocks))
         block.layer.register_forward_pre_hook(shortcut.enter)
@@ -158,7 +163,7 @@ def _shortcut(setup: TrainSetup, form: str, block: Block, blocks: int) -> Shortc
 def _gate(layer: nn.Module) -> nn.Module:
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise Refused("Highway gates are made for linear and two-dimensional convolution layers; take identity.")
-    units = layer.weight.shape[1]
+    units = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # of all groups
     gate: nn.Module = nn.Linear(units, units) if isinstance(layer, nn.Linear) else nn.Conv2d(units, units, 1)
     nn.init.constant_(gate.get_parameter("bias"), HIGHWAY_BIAS)
     return gate
@@ -230,7 +235,7 @@ def _inputs(setup: TrainSetup) -> list[Tensor]:
         found.extend(arg.detach() for arg in args[:1] if isinstance(arg, Tensor) and arg.is_floating_point())
         raise _Seen
 
-    if hasattr(setup.model, "input_mean"):
+    if "input_mean" in setup.model._buffers:
         raise Refused("The input is standardized already; there is nothing to change.")
     handle = setup.model.register_forward_pre_hook(look, prepend=True)
     try:
@@ -243,5 +248,5 @@ def _inputs(setup: TrainSetup) -> list[Tensor]:
     finally:
         handle.remove()
     if not found:
-        raise Refused("The model's input is no tensor of real numbers; there is nothing to scale.")
+        raise Refused("The first argument of the model is no tensor of real numbers; there is nothing to scale.")
     return found

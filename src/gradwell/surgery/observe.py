@@ -6,8 +6,10 @@ The pass leaves no trace: buffers, modes, gradients and random numbers are put b
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -70,10 +72,18 @@ class Pass:
         return [call for call in self.calls if call.role == "weight"]
 
     @property
+    def hidden_weights(self) -> list[Call]:
+        """Calls of weight layers with another one between them and the loss: not the last layer of any output."""
+        return [call for call in self.weights if self._weights_after(call) > 1]
+
+    @property
     def hidden_activations(self) -> list[Call]:
-        """Activations before the last weight layer, gates left out."""
-        last = max((i for i, call in enumerate(self.calls) if call.role == "weight"), default=len(self.calls))
-        return [call for call in self.calls[:last] if call.activation and not call.gate]
+        """Activations with a weight layer between them and the loss, gates left out; all where there is no such layer.
+
+        The order of the calls would not do: of two outputs the first one's activation comes before the second's layer.
+        """
+        whole = not self.weights
+        return [c for c in self.calls if c.activation and not c.gate and (whole or self._weights_after(c))]
 
     @property
     def activation(self) -> str:
@@ -83,9 +93,17 @@ class Pass:
 
     @property
     def output_activations(self) -> list[Call]:
-        """Activations behind the last weight layer."""
-        last = max((i for i, call in enumerate(self.calls) if call.role == "weight"), default=len(self.calls))
-        return [call for call in self.calls[last + 1 :] if call.activation and call.activation != "identity"]
+        """Activations with no weight layer between them and the loss; none where there is no such layer at all."""
+        ends = [call for call in self.calls if self.weights and not self._weights_after(call)]
+        return [call for call in ends if call.activation and call.activation != "identity"]
+
+    def _weights_after(self, call: Call) -> int:
+        """Weight layers on the longest way from a call to the loss, itself included."""
+        return max(self._depth[key[0]] for key in call.keys)
+
+    @cached_property
+    def _depth(self) -> dict[int, int]:
+        return self.graph.depth({key[0] for call in self.weights for key in call.keys})
 
     def branches(self) -> list[Branch]:
         """The paths beside shortcuts, in order: sums of a signal with something computed from it."""
@@ -96,11 +114,15 @@ class Pass:
         found = []
         for seq in self.graph.order:
             keys = [key for key in self.graph.edges[seq] if key is not None]
-            if self.graph.name(seq) == "AddBackward0" and len(keys) == 2:
+            if self.graph.name(seq) == "AddBackward0" and len(keys) == 2 and not self._scalar(seq):
                 branch = self._branch(keys[0], keys[1], by_node)
                 if branch is not None:
                     found.append(branch)
         return found
+
+    def _scalar(self, seq: int) -> bool:
+        """True for a sum of two numbers: two losses, whose layers stand beside each other and not beside a shortcut."""
+        return bool(math.prod(self.graph.nodes[seq]._input_metadata[0].shape) == 1)
 
     def _branch(self, a: Key, b: Key, by_node: dict[int, list[Call]]) -> Branch | None:
         above_a, above_b = self._ancestors(a), self._ancestors(b)

@@ -24,10 +24,10 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 class LSTM(nn.LSTM):
     """An LSTM that is called like a plain RNN: what it hands out as its state is h alone. It goes by torch's name."""
 
-    def forward(self, x: Any, h: Tensor | None = None) -> tuple[Any, Tensor]:  # type: ignore[override]
-        if h is not None and bool(h.any()):
+    def forward(self, input: Any, hx: Tensor | None = None) -> tuple[Any, Tensor]:  # type: ignore[override]
+        if hx is not None and bool(hx.any()):
             raise Refused("A state is handed to this RNN, and an LSTM in its place would lose its cell; take the GRU.")
-        out, (last, _) = super().forward(x)
+        out, (last, _) = super().forward(input)
         return out, last
 
 
@@ -35,6 +35,7 @@ def gate(setup: TrainSetup, to: str, forget_bias: float, chrono: int) -> None:
     """Plain RNNs become LSTMs or GRUs; then every gate that keeps starts open."""
     plain = [m for m in setup.model.modules() if isinstance(m, (nn.RNN, nn.RNNCell))]
     for module in plain:
+        _require_torchs(module)
         become(module, like(_gated(module, to), setup.model, near=module))
     gated = [m for m in setup.model.modules() if isinstance(m, GATED)]
     if not gated:
@@ -124,7 +125,8 @@ class Chunked:
     def __init__(self, module: nn.RNNBase, steps: int) -> None:
         self.module, self.steps = module, steps
 
-    def __call__(self, x: Any, state: Any = None) -> tuple[Tensor, Any]:
+    def __call__(self, input: Any, hx: Any = None) -> tuple[Tensor, Any]:
+        x, state = input, hx
         if not isinstance(x, Tensor):
             raise Refused("A packed sequence cannot be cut into chunks; pad it.")
         module = self.module
@@ -145,6 +147,7 @@ def truncate(setup: TrainSetup, steps: int) -> None:
     if not found:
         raise Refused("The model has no fused recurrent layer of torch's; detach the state in your own loop.")
     for module in found:
+        _require_torchs(module)
         if module.bidirectional:
             raise Refused("A bidirectional layer reads its sequence whole; it cannot be cut into chunks.")
         if isinstance(module, LSTM):
@@ -157,4 +160,16 @@ def regularize(setup: TrainSetup, weight: float) -> None:
     plain = [m for m in setup.model.modules() if isinstance(m, (nn.RNN, nn.RNNCell))]
     if not plain or any(getattr(m, "bidirectional", False) for m in plain):
         raise Refused("The penalty is for plain RNNs in one direction, and the model has none; gates do its work.")
+    for module in plain:
+        _require_torchs(module)
     setup.loss_terms.append(TimeGain(weight))
+
+
+def _require_torchs(module: nn.Module) -> None:
+    """Raise `Refused` for a class built on one of torch's, whose own forward the change would lose or misread."""
+    base: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
+    if type(module).forward not in {base.forward, LSTM.forward}:
+        raise Refused(
+            f"{type(module).__name__} has a forward of its own on top of nn.{base.__name__}; "
+            f"make the change in that class, or use nn.{base.__name__} itself."
+        )

@@ -218,6 +218,10 @@ def _weight(module: nn.Module) -> Tensor:
     return module.get_parameter("weight")
 
 
+BY_GROUP = ("xavier", "orthogonal", "lsuv", "delta_orthogonal", "identity")
+"""Inits that look at both sides of a matrix: each group of a convolution is a layer of its own for them."""
+
+
 # whether it may
 
 
@@ -286,15 +290,17 @@ def draw(modules: Sequence[nn.Module], init: str, activation: str) -> None:
         raise UnknownId(f"There is no init {init!r} to draw; there is {', '.join(sorted([*table, 'jacobian']))}.")
     if init == "delta_orthogonal":
         for module in modules:
-            weight = _weight(module)
-            if weight.dim() > 2 and weight.shape[0] < weight.shape[1]:
+            (outputs, inputs, *taps), groups = _weight(module).shape, getattr(module, "groups", 1)
+            if taps and outputs < inputs * groups:
                 raise Refused(
-                    f"A convolution from {weight.shape[1]} to {weight.shape[0]} channels cannot be delta-orthogonal; "
+                    f"A convolution from {inputs * groups} to {outputs} channels cannot be delta-orthogonal; "
                     "it needs as many out as in."
                 )
     try:
         with torch.no_grad():
             for module in modules:
-                table[init](_weight(module), module._parameters.get("bias"))
+                weight, bias = _weight(module), module._parameters.get("bias")
+                for group in _gates(weight, bias, getattr(module, "groups", 1) if init in BY_GROUP else 1):
+                    table[init](*group)
     except UsageError as problem:
         raise Refused(str(problem)) from problem

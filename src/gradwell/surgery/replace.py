@@ -64,6 +64,20 @@ def like(new: nn.Module, model: nn.Module, near: nn.Module | None = None) -> nn.
     return new
 
 
+def without_nesting(model: nn.Module) -> None:
+    """Keep edited encoders from nested tensors, which torch takes in evaluation for masked batches.
+
+    Only the layers' fused path computes with them, and a hook or a swapped function turns that path off.
+    """
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(_edited(part) for part in encoder.modules()):
+            encoder.use_nested_tensor = False
+
+
+def _edited(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def tied(model: nn.Module, among: set[int]) -> Iterator[tuple[str, str]]:
     """Pairs of names of one parameter that two different modules own, for the parameters with these `id`s."""
     first: dict[int, str] = {}

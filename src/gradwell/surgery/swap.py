@@ -42,7 +42,7 @@ def swap_output(setup: TrainSetup, to: str) -> None:
     calls = seen.output_activations
     if not calls:
         raise Refused("No activation stands behind the last layer; the loss gets logits already.")
-    behind = {seen.graph.name(seq) for seq in seen.graph.order if seq > calls[-1].keys[0][0]}
+    behind = {seen.graph.name(seq) for seq in seen.graph.descendants(key[0] for key in calls[-1].keys)}
     if not behind & TAKES_LOGITS:
         raise Refused(
             f"The loss wants what {calls[0].activation} gives; take it off together with a change of the loss "

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradwell.errors import Refused
+
 Term = Callable[[Tensor], Tensor]
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -54,6 +56,8 @@ def _omega(loss: Tensor, kept: list[tuple[Any, Any]]) -> Tensor:
     cells: dict[int, list[tuple[Any, Tensor]]] = {}
     for module, out in kept:
         if isinstance(module, nn.RNN):
+            if not isinstance(out[0], Tensor):
+                raise Refused("The penalty cannot follow a packed sequence through time; pad it.")
             total = total + time_gain(module, *_fused_gradients(loss, module, *out))
         else:
             cells.setdefault(id(module), []).append((module, out))
