@@ -16,7 +16,7 @@ from gradwell.journeys.treat import treat
 from gradwell.records.treatment import Outcome, ranked
 from gradwell.records.verdict import Remedy
 from gradwell.surgery.loop import train
-from gradwell.trial.arms import MOST, Arm, apply, candidates
+from gradwell.trial.arms import MOST, Arm, apply, candidates, with_lines
 from gradwell.trial.schedule import USUAL, Trial
 from gradwell.trial.train import Job, held_loss, work
 
@@ -203,6 +203,18 @@ def test_candidates_are_at_most_twelve_unlike_each_other_and_joint_ones_are_amon
     assert all(arm.in_your_code for arm in found)
     healthy = work(nets.healthy(), Job((), 1.0, 0, 20, 60.0, watched=20)).run
     assert candidates(healthy, healthy.diagnose()) == []
+
+
+def test_a_named_arm_gets_its_lines_to_paste():
+    run = work(nets.sick(), Job((), 1.0, 0, 20, 60.0, watched=20)).run
+    diagnosis = run.diagnose()
+    bare = Arm((Remedy("swap_activation", {"to": "relu"}), Remedy("reinit", {"init": "he"})))
+    lines = with_lines(bare, run, diagnosis).in_your_code
+    assert "nn.ReLU()" in lines
+    assert "kaiming_normal_" in lines
+    assert with_lines(CURE, run, diagnosis) is CURE
+    strange = with_lines(Arm((Remedy("truncate_bptt", {"steps": 5}),)), run, diagnosis)
+    assert strange.in_your_code == "# truncate_bptt(steps=5) comes here"
 
 
 def test_outcomes_are_ranked_by_verdict_then_effect():

@@ -17,9 +17,9 @@ from gradwell.records.treatment import Baseline, Control, Outcome, Treatment, ra
 from gradwell.records.verdict import RANK, Diagnosis, Remedy
 from gradwell.remedies._advice import ECHOES
 from gradwell.surgery.setup import TrainSetup
-from gradwell.trial.arms import Arm, candidates
+from gradwell.trial.arms import Arm, candidates, with_lines
 from gradwell.trial.judge import Comparison, compare, verdict
-from gradwell.trial.schedule import USUAL, WATCHED, Shown, Tick, Trial, course
+from gradwell.trial.schedule import JUDGED, USUAL, WATCHED, Shown, Tick, Trial, course
 from gradwell.trial.train import Job, Trained, lines_of
 from gradwell.trial.workers import GRACE, Runner, runner
 
@@ -60,10 +60,11 @@ def treat(
     assert first.run is not None
     diagnosis = diagnose(first.run if argv is None else of(first.run, argv), **judged)
     tick("diagnosing", 1, 1)
-    tried = candidates(first.run, diagnosis) if arms is None else list(arms)
+    tried = candidates(first.run, diagnosis) if arms is None else [with_lines(a, first.run, diagnosis) for a in arms]
     if not tried or not (diagnosis.findings or arms is not None):
         return Treatment(diagnosis, seeds=seeds, steps=first.steps, seconds=_since(started))
-    trial = Trial(tried, run, seeds=seeds, until=until, tick=tick, lines=lines)
+    judged_most = JUDGED if arms is None else len(tried)
+    trial = Trial(tried, run, seeds=seeds, until=until, tick=tick, lines=lines, judged=judged_most)
     shown = trial.conduct(first, steps=setup.steps)
     return _told(diagnosis, tried, shown, judged, seeds=seeds, started=started)
 

@@ -62,6 +62,11 @@ def render(diagnosis: Diagnosis, *, width: int = 80, color: bool = False, ascii:
         _notes(diagnosis, page),
         _origin(diagnosis, page),
     )
+    return joined(blocks, color=color)
+
+
+def joined(blocks: Iterable[list[Line]], *, color: bool) -> str:
+    """Blocks of lines as text, an empty line between two; empty ones are left out."""
     lines = [line for block in blocks if block for line in (Line(""), *block)][1:]
     return "\n".join(paint(line) if color else line.text for line in lines)
 
@@ -177,6 +182,12 @@ def remedy(item: Remedy) -> str:
     """A remedy with its settings, `reinit(init=he)`."""
     settings = ", ".join(f"{name}={_setting(value)}" for name, value in item.settings.items())
     return f"{item.id}({settings})" if settings else item.id
+
+
+def short_remedies(items: Iterable[Remedy]) -> str:
+    """Remedies with the values of their settings alone, for a narrow column: `swap_activation(relu) + reinit(he)`."""
+    values = [(item.id, ", ".join(_setting(value) for value in item.settings.values())) for item in items]
+    return " + ".join(f"{name}({told})" if told else name for name, told in values)
 
 
 def not_checked(diagnosis: Diagnosis) -> list[tuple[str, list[str]]]:

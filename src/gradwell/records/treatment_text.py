@@ -15,8 +15,9 @@ from gradwell.records.text import (
     clean,
     code_lines,
     heading,
-    paint,
+    joined,
     render_line,
+    short_remedies,
     table,
     wrap,
 )
@@ -35,8 +36,7 @@ def render_treatment(treatment: Treatment, *, width: int = 80, color: bool = Fal
         _notes(treatment, page),
         _method(treatment, page),
     )
-    lines = [line for block in blocks if block for line in (Line(""), *block)][1:]
-    return "\n".join(paint(line) if color else line.text for line in lines)
+    return joined(blocks, color=color)
 
 
 def verdict_words(treatment: Treatment) -> str:
@@ -119,7 +119,7 @@ def _arms(treatment: Treatment, page: Page) -> list[Line]:
 
     columns = [
         Column("verdict", cells([o.verdict for o in shown]), 9),
-        Column("remedies", cells([o.name for o in shown]), min(max(12, page.width - 46), 34)),
+        Column("remedies", cells([short_remedies(o.remedies) for o in shown]), min(max(12, page.width - 46), 34)),
         Column("effect", cells([number(o.effect_log10_loss) for o in shown])),
         Column("95 % interval", cells([span(o.interval) for o in shown])),
         Column("rate", cells([f"x{o.lr_scale:g}" for o in shown])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import combinations, zip_longest
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 
 from gradwell.errors import Refused
 from gradwell.records.run import Run
+from gradwell.records.text import remedy as told_remedy
 from gradwell.records.verdict import Diagnosis, Prescription, Remedy
 from gradwell.remedies._advice import prescribe
 from gradwell.remedies._case import Case
@@ -69,29 +71,54 @@ def candidates(run: Run, diagnosis: Diagnosis, *, most: int = MOST) -> list[Arm]
     """What to try for a diagnosis: its remedies by rank and pairs of them in turn, at most `most`, the best first.
 
     Remedies of large causes need each other: alone each may do nothing. So the first of each family (activation, init,
-    norm, shortcut) is also tried with each other one. Where the diagnosis asks for little, what stabilises any training
-    is tried too; its learning rate is searched in any case.
+    norm, shortcut) is also tried with each other one. Where the diagnosis asks for little, the first remedy's other
+    settings and what stabilises any training are tried too; the learning rate is searched in any case.
     """
     if not diagnosis.findings:
         return []
     singles = prescribe(run, diagnosis.findings, diagnosis.attributions, most=2 * most)
     plain = [arm(plan) for plan in singles]
     joint = [arm(together(pair, expected="together")) for pair in _pairs(singles)]
-    usual = _usual(run, diagnosis) if len(plain) < FEW else []
+    more = _more(run, diagnosis, singles) if len(plain) < FEW else []
     turns = [item for turn in zip_longest(plain, joint) for item in turn if item is not None]
-    return _unlike([*turns, *usual])[:most]
+    return _unlike([*turns, *more])[:most]
 
 
-def _usual(run: Run, diagnosis: Diagnosis) -> list[Arm]:
-    """What fits any training, asked for the worst finding."""
+def _more(run: Run, diagnosis: Diagnosis, plans: Sequence[Prescription]) -> list[Arm]:
+    """Other settings of the first remedy, and what fits any training, asked for the worst finding."""
     case = Case(run, run.steps[0], diagnosis.findings[0], diagnosis.causes(0))
-    plans = [shelf("gradwell.remedies")[remedy](case, **settings) for remedy, settings in STEADY]
-    return [arm(plan) for plan in plans if plan is not None]
+    entries = shelf("gradwell.remedies")
+    first = [plan.remedies[0].id for plan in plans[:1]]
+    others = [(remedy, settings) for remedy in first for settings in entries[remedy].fact("GRID")]
+    found = [entries[remedy](case, **settings) for remedy, settings in (*others, *STEADY)]
+    return [arm(plan) for plan in found if plan is not None]
 
 
 def arm(plan: Prescription) -> Arm:
     """The arm of a prescription."""
     return Arm(tuple(plan.remedies), plan.in_your_code)
+
+
+def with_lines(item: Arm, run: Run, diagnosis: Diagnosis) -> Arm:
+    """The arm with its lines to paste, where it has none; where a remedy has none for this training, its name stands
+    for them.
+    """
+    if item.in_your_code or not item.remedies:
+        return item
+    case = Case(run, run.steps[0], diagnosis.findings[0], diagnosis.causes(0)) if diagnosis.findings else None
+    plans = [
+        _asked(case, remedy) or Prescription([remedy], "", f"# {told_remedy(remedy)} comes here")
+        for remedy in item.remedies
+    ]
+    return msgspec.structs.replace(item, in_your_code=together(plans, expected="").in_your_code)
+
+
+def _asked(case: Case | None, remedy: Remedy) -> Prescription | None:
+    """None where the remedy has no advice; settings that it cannot take are told when its runs raise."""
+    plan: Prescription | None = None
+    with suppress(Exception):
+        plan = shelf("gradwell.remedies")[remedy.id](case, **remedy.settings) if case else None
+    return plan
 
 
 def _pairs(plans: Sequence[Prescription]) -> Iterable[tuple[Prescription, Prescription]]:

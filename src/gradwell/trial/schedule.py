@@ -35,6 +35,12 @@ FURTHER = 4
 """Decades beyond the usual rates that an arm of nothing but a rate may go."""
 FEW = 3
 """So many arms are judged even where that makes their runs short."""
+JUDGED = 5
+"""Arms that are judged where the trial has chosen them itself; named arms are all judged if there is time."""
+NOISE = 0.05
+"""Decades from the baseline (12 % of the loss) that say nothing of a short run: many a training stays on a plateau
+until half of its steps are done. Such arms go by the order in which they were asked for, their rates by the usual
+one."""
 GUESS = 3e-3
 """Seconds a step, where the first run diverged before it could tell."""
 WATCHED = 120
@@ -89,9 +95,10 @@ class Trial:
     """Runs a trial on a runner, within a time."""
 
     def __init__(
-        self, arms: Sequence[Arm], run: Runner, *, seeds: int, until: float, tick: Tick, lines: dict[str, str]
-    ) -> None:
-        self.arms, self.lines = [BASELINE, *arms], lines
+        self, arms: Sequence[Arm], run: Runner, *, seeds: int, until: float, tick: Tick, lines: dict[str, str],
+        judged: int = JUDGED,
+    ) -> None:  # fmt: skip
+        self.arms, self.lines, self.judged = [BASELINE, *arms], lines, judged
         self.run, self.seeds, self.until, self.tick = run, seeds, until, tick
         self.began = time.monotonic()
         self.step_s = 1e-3
@@ -112,7 +119,7 @@ class Trial:
         """The longest runs that fit, with fewer seeds and arms where they would get too short."""
         arms = len(self.arms)
         ways = [
-            Plan(0, arms, 2, min(arms, max(7, (arms + 1) // 2)), min(arms - 1, 5)),
+            Plan(0, arms, 2, min(arms, max(7, self.judged + 1, (arms + 1) // 2)), min(arms - 1, self.judged)),
             Plan(0, arms, 1, min(arms, max(5, arms // 2)), min(arms - 1, 4)),
             Plan(0, min(arms, 7), 1, min(arms, 4), min(arms - 1, 3)),
             Plan(0, min(arms, 5), 1, min(arms, 3), min(arms - 1, 2)),
@@ -144,29 +151,27 @@ class Trial:
         keys = [Key(arm, scale) for scale in sorted(LR_SCALES, key=_usual_first) for arm in range(plan.tried)]
         first = self._round("screening, short runs", keys, max(1, plan.steps // 4), plan.screening, SHORT)
         first |= self._further(first, plan)
-        best = {arm: min(s for key, s in first.items() if key.arm == arm) for arm in {key.arm for key in first}}
-        kept = {0, *sorted(best, key=lambda arm: best[arm])[: plan.kept]} if best else {0}
+        kept = {0, *_best_first(first)[: plan.kept]}
         second_keys = [key for arm in sorted(kept) for key in _better_half(first, arm)]
         steps = min(plan.steps // 2, self._fitting(len(second_keys) * plan.screening, (LONG - SHORT) / (1 - SHORT)))
         second = self._round("screening, longer runs", second_keys, max(1, steps), plan.screening, LONG)
-        rates, screened, order = {0: 1.0}, dict[int, float](), dict[int, tuple[bool, float]]()
-        for scored, was_last in ((first, False), (second, True)):
-            base = min((s for key, s in scored.items() if key.arm == 0), default=None)
-            for arm in {key.arm for key in scored}:
-                key = min((k for k in scored if k.arm == arm), key=lambda k: scored[k])
-                rates[arm], order[arm] = key.lr_scale, (not was_last, scored[key])
-                if base is not None:
-                    screened[arm] = scored[key] - base
-        return rates, screened, sorted(order, key=lambda arm: order[arm])
+        rates, screened = {0: 1.0}, dict[int, float]()
+        for scored in (first, second):
+            best = {arm: _better_half(scored, arm)[0] for arm in _best_first(scored)}
+            rates |= {arm: key.lr_scale for arm, key in best.items()}
+            if 0 in best:
+                screened |= {arm: scored[key] - scored[best[0]] for arm, key in best.items()}
+        return rates, screened, list(dict.fromkeys([*_best_first(second), *_best_first(first)]))
 
     def _further(self, first: dict[Key, float], plan: Plan) -> dict[Key, float]:
         """Rates beyond the usual ones, for arms that change nothing else and did best at the end of the range."""
         keys = []
         for arm, item in enumerate(self.arms):
-            own = _better_half(first, arm)[:1] if item.only_rate else []
-            if own and own[0].lr_scale in (LR_SCALES[0], LR_SCALES[-1]):
-                step = 0.1 if own[0].lr_scale < 1 else 10.0
-                keys += [Key(arm, own[0].lr_scale * step**k) for k in range(1, FURTHER + 1)]
+            own = [key for key in first if key.arm == arm] if item.only_rate else []
+            end = min(own, key=lambda key: first[key]).lr_scale if own else 1.0
+            if end in (LR_SCALES[0], LR_SCALES[-1]):
+                step = 0.1 if end < 1 else 10.0
+                keys += [Key(arm, end * step**k) for k in range(1, FURTHER + 1)]
         return self._round("learning rates further out", keys, max(1, plan.steps // 4), 1, LONG) if keys else {}
 
     def _round(self, words: str, keys: Sequence[Key], steps: int, seeds: int, part: float) -> dict[Key, float]:
@@ -265,9 +270,31 @@ def _promise(run: Trained, start: float) -> float:
     return min(worth(run.ending, start), math.inf if run.ending.loss is None else worth(trained, start))
 
 
+def _best_first(scored: dict[Key, float]) -> list[int]:
+    """The arms by their best rate; those that do not differ from the baseline stand in their own order."""
+    best = _best(scored)
+    base = best.get(0, math.inf)
+    return sorted(best, key=lambda arm: (base if abs(best[arm] - base) < NOISE else best[arm], arm))
+
+
 def _better_half(scored: dict[Key, float], arm: int) -> list[Key]:
-    own = sorted((key for key in scored if key.arm == arm), key=lambda key: scored[key])
-    return own[: max(1, len(LR_SCALES) // 2)]
+    """The better half of an arm's rates, best first; where the arm is no better than the baseline, rates that do not
+    differ stand by their distance from the usual one."""
+    best = _best(scored)
+    if arm not in best:
+        return []
+    noise = NOISE if best.get(0, math.inf) - best[arm] < NOISE else 0.0
+    own = {key: max(score, best[arm] + noise) for key, score in scored.items() if key.arm == arm}
+    order = sorted(own, key=lambda key: (own[key], _usual_first(key.lr_scale)))
+    return order[: max(1, len(LR_SCALES) // 2)]
+
+
+def _best(scored: dict[Key, float]) -> dict[int, float]:
+    """The best score of each arm."""
+    best: dict[int, float] = {}
+    for key, score in scored.items():
+        best[key.arm] = min(best.get(key.arm, math.inf), score)
+    return best
 
 
 def course(runs: Sequence[Trained]) -> Course:
