@@ -315,6 +315,8 @@ def test_no_backward(gradwell, write, tmp_path):
     assert found["verdict"] == "undecided"
     assert {item["symptom"] for item in found["not_checked"]} >= {"vanishing_gradient", "exploding_gradient"}
     assert all(item["reason"] for item in found["not_checked"])
+    said = next(item["reason"] for item in found["not_checked"] if item["symptom"] == "vanishing_gradient")
+    assert "`loss.backward()` did not run in this process" in said  # a child's training, or one by torch.func
     assert [line.get("event") for line in lines(newest(tmp_path))] == [None, "ended"]
     assert gradwell("report").status == 0
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from typing import Any
 
 import pytest
@@ -167,6 +170,29 @@ def test_the_maker_of_a_gan_keeps_its_sites():
     assert kinds == {"Linear", "Tanh", "ReLU"}
 
 
+def test_the_maker_of_a_gan_keeps_its_sites_wherever_sampling_begins():
+    places = {}
+    for every in (1, 3):  # 3: every second time sampling begins between the maker's forward pass and its backward
+        with watching(every=every) as (monitor, said):
+            torch.manual_seed(2)
+            maker, judge = nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+            one, two = sgd(judge), sgd(maker)
+            for _ in range(8):
+                fake = maker(torch.randn(6, 4))
+                one.zero_grad()
+                (judge(X).mean() - judge(fake.detach()).mean()).backward()
+                one.step()
+                two.zero_grad()
+                judge(fake).mean().backward()
+                two.step()
+        names = [f"{site.site} #{site.call}" for site in monitor.recorder.sites]
+        measured = [[d is not None for d in step.sites["delta_norm"]] for step in said.steps]
+        places[every] = {step.step: set(compress(names, m)) for step, m in zip(said.steps, measured, strict=True)}
+    assert list(places[3]) == [0, 4, 5, 6, 7, 10, 11, 12, 13]  # not 3 and 9, which is what came late
+    assert places[3] == {step: places[1][step] for step in places[3]}
+    assert len(places[3][5]) == 4
+
+
 def test_a_manual_update_steps_at_the_next_backward():
     with watching(every=1) as (monitor, said):
         model = net()
@@ -182,6 +208,30 @@ def test_a_manual_update_steps_at_the_next_backward():
     for step in said.steps:
         for update, grad in zip(step.params["update_rms"], step.params["grad_rms"], strict=True):
             assert update == pytest.approx(0.1 * grad, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"every": 1}, {"every": 3}, {"budget": 1e9}, {"budget": 0.0}])
+def test_a_manual_update_is_measured_as_an_optimizers_is(options, monkeypatch):
+    monkeypatch.setattr(clock, "ALLOWANCE", 0.0)
+    seen = []
+    for manual in (True, False):
+        with watching(**options) as (_, said):
+            model = net()
+            optimizer = None if manual else sgd(model)
+            for _ in range(9):
+                model.zero_grad()
+                loss_of(model).backward()
+                if optimizer is not None:
+                    optimizer.step()
+                    continue
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p.add_(p.grad, alpha=-0.1)  # the bits of torch's own
+        seen.append({step.step: (step.loss, step.total, step.sites["act_rms"]) for step in said.steps})
+    by_hand, by_optimizer = seen
+    assert by_hand == by_optimizer
+    assert len(by_hand) == (9 if options in ({"every": 1}, {"budget": 1e9}) else 3)
+    assert all(None not in sizes[:3] and len(sizes) == 3 for _, _, sizes in by_hand.values())
 
 
 @pytest.mark.parametrize("retain", [False, True])
@@ -291,6 +341,32 @@ def test_the_training_stops_after_so_many_steps(manual, stop):
     assert done == (stop if manual else stop - 1)  # the last step itself is done when the optimizer's hook stops it
     assert [s.step for s in said.steps] == list(range(stop))
     assert said.events == []
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_training_in_a_thread_stops_without_a_traceback(manual, capfd, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # instead of the one of pytest
+    model = net()
+    optimizer = None if manual else sgd(model)
+    done: list[int] = []
+
+    def script() -> None:
+        for step in range(20):
+            loss_of(model).backward()
+            if optimizer is not None:
+                optimizer.step()
+            done.append(step)
+
+    with watching(every=1, max_steps=4) as (monitor, _):
+        thread = threading.Thread(target=script)
+        thread.start()
+        thread.join()
+        assert monitor.steps == 4
+        with ThreadPoolExecutor(1) as pool, pytest.raises(SystemExit) as stopped:
+            pool.submit(script).result()
+        assert isinstance(stopped.value.__cause__, StopTraining)  # so that the host calls it stopped, where it gets out
+    assert done == list(range(4 if manual else 3))
+    assert capfd.readouterr().err == ""
 
 
 # ------------------------------------------------------------------ failures of ours

@@ -205,3 +205,19 @@ def test_a_parameter_in_the_place_of_one_that_is_gone_has_its_own_name():
     names._parameters[id(model[0].weight)] = stale  # the id of a dead parameter, given out again
     names.root(model, "net")
     assert names.parameter(model[0].weight) == ("net.0.weight", "net.0")
+
+
+def test_a_layer_in_a_plain_list_is_looked_for_less_and_less_often(monkeypatch):
+    model, hidden = nn.Sequential(nn.Linear(2, 2)), nn.Linear(2, 2)
+    names = Names()
+    names.root(model, "")
+    walks = []
+    monkeypatch.setattr(names, "_learn_newcomers", lambda: walks.append(1) or Names._learn_newcomers(names))
+    assert {names.module(hidden) for _ in range(1000)} == {("Linear", "")}
+    assert len(walks) == 10
+    model.append(hidden)  # what is registered later is found all the same
+    assert {names.module(hidden) for _ in range(1000)} == {("Linear", ""), ("1", "Sequential")}
+    assert len(walks) == 11
+    late = nn.Linear(2, 2)
+    model.append(late)
+    assert names.module(late) == ("2", "Sequential")  # at once, where it has not been asked for before

@@ -355,3 +355,31 @@ def test_a_module_that_calls_itself():
     assert [(site.site, site.call) for site in watch.run.sites if site.kind == "Linear"] == [
         ("layer", call) for call in range(4)
     ]
+
+
+class Stack(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.layers, self.head = layers, nn.Linear(8, 8)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+@pytest.mark.parametrize("kept", ["plain", "registered", "given"])
+def test_layers_in_a_plain_list_that_no_optimizer_holds_are_told(kept):
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 8) for _ in range(3)]
+    model = Stack(nn.ModuleList(layers) if kept == "registered" else layers)
+    more = [p for layer in layers for p in layer.parameters()] if kept == "given" else []
+    optimizer = torch.optim.SGD([*model.parameters(), *more], lr=0.1)
+    with gw.watch(model, optimizer, every=1) as watch:
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.mse_loss(model(X), Y).backward()
+            optimizer.step()
+    told = [note for note in watch.diagnose().notes if "no optimizer holds them" in note]
+    assert len(told) == (kept == "plain")
+    assert not told or told[0].startswith("6 tensors get a gradient and no optimizer holds them: Linear")

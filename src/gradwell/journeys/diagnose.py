@@ -180,7 +180,22 @@ def _notes(run: Run, places: Sequence[tuple[str, str]]) -> list[str]:
     if len(run.header.optimizers) > 1:
         kinds = ", ".join(optimizer.kind for optimizer in run.header.optimizers)
         notes.append(f"There are {len(run.header.optimizers)} optimizers ({kinds}); severity is judged for the first.")
-    return notes
+    return [*notes, *_left_out(run)]
+
+
+def _left_out(run: Run) -> list[str]:
+    """Layers that no module holds, in a plain list say, so that the optimizer was not given their parameters."""
+    strangers = [site for site in run.sites if site.role == "weight" and not site.root and site.site == site.kind]
+    loose = [i for i, p in enumerate(run.header.params) if p.group is None and not p.frozen and p.name == p.site]
+    known = [i for i in loose if any(step.of("grad_rms", i) is not None for step in run.steps)]
+    still = [i for i in known if not any(step.of("update_rms", i) for step in run.steps)]
+    if not (run.header.optimizers and strangers and still):
+        return []
+    layer = f"{strangers[0].site} ({strangers[0].source})" if strangers[0].source else strangers[0].site
+    return [
+        f"{len(still)} tensors get a gradient and no optimizer holds them: {layer} is in no module that was called. "
+        "Keep layers in nn.ModuleList, not in a plain list: model.parameters() has them then."
+    ]
 
 
 # What was measured.

@@ -16,29 +16,27 @@ def once_a_step(function: Callable[[Sequence[Site], Step], Answer]) -> Callable[
 
     The answer is shared: do not change it.
     """
-    known: dict[int, tuple[Any, Any, int, Answer]] = {}
-
-    def asked(sites: Sequence[Site], step: Step) -> Answer:
-        key = id(step)
-        entry = known.get(key)
-        if entry is None or entry[0]() is not step or entry[1] is not sites or entry[2] != len(sites):
-            forget = weakref.ref(step, lambda _: known.pop(key, None))
-            entry = known[key] = (forget, sites, len(sites), function(sites, step))
-        return entry[3]
-
-    return asked
+    return _once(function, about=lambda _, step: step, state=lambda sites, _: (sites, len(sites)))
 
 
 def once_a_header(function: Callable[[Header], Answer]) -> Callable[[Header], Answer]:
     """The function of a header, asked again for the same header only when parameters or sites have been added."""
-    known: dict[int, tuple[Any, tuple[int, int], Answer]] = {}
+    return _once(function, about=lambda header: header, state=lambda header: (len(header.sites), len(header.params)))
 
-    def asked(header: Header) -> Answer:
-        key, lengths = id(header), (len(header.sites), len(header.params))
+
+def _once(
+    function: Callable[..., Answer], *, about: Callable[..., Any], state: Callable[..., Any]
+) -> Callable[..., Answer]:
+    """Answers by the id of the record that they are about, each with the state that it was worked out for."""
+    known: dict[int, tuple[Any, Any, Answer]] = {}
+
+    def asked(*given: Any) -> Answer:
+        record, now = about(*given), state(*given)
+        key = id(record)
         entry = known.get(key)
-        if entry is None or entry[0]() is not header or entry[1] != lengths:
-            forget = weakref.ref(header, lambda _: known.pop(key, None))
-            entry = known[key] = (forget, lengths, function(header))
+        if entry is None or entry[0]() is not record or entry[1] != now:
+            forget = weakref.ref(record, lambda _: known.pop(key, None))
+            entry = known[key] = (forget, now, function(*given))
         return entry[2]
 
     return asked

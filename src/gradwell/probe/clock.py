@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -57,8 +58,9 @@ class Monitor:
     """Watches a training from `install` to `remove` and hands finished steps and events to `sink`.
 
     `budget`: share of the training's time that sampling may cost. `every`: sample each so many steps instead.
-    `max_steps`: raise `StopTraining` in the script after so many steps. `scope`: count only the backward passes and
-    optimizers of one model. `rescue`: turn an optimizer's step with non-finite gradients into no step.
+    `max_steps`: raise `StopTraining` in the script after so many steps (`SystemExit` in a thread of its own). `scope`:
+    count only the backward passes and optimizers of one model. `rescue`: turn an optimizer's step with non-finite
+    gradients into no step.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Monitor:
         self._others = 0  # backward passes outside the scope since the last one inside
         self._rescue = Rescue(told=self._rescued, refused=self._not_rescued) if rescue else None
         self.sampling = False
+        self._sampled_since: tuple[int, int] | None = None  # the thread and its next autograd node
         self._scaler: weakref.ref[Any] | None = None
         self._handles: list[Any] = []
         self._told_nonfinite = False
@@ -136,6 +139,8 @@ class Monitor:
 
     def _sample(self) -> None:
         """The step that begins is sampled; the layers of a compiled model are not: hooks would break its graph."""
+        if not self.sampling:
+            self._sampled_since = threading.get_ident(), torch._C._autograd._get_sequence_nr()
         self.sampling = True
         if not self.tape.running and not (self._scope is not None and self._scope.is_compiled()):
             self.tape.start()
@@ -248,16 +253,23 @@ class Monitor:
         loss = _loss_of(outputs)
         self._losses.note(outputs, loss)
         self._look_at_loss(outputs, loss)
-        if self._broken or not self.sampling or self._pending is not None:
-            return
         roots = [t for t in outputs if isinstance(t, Tensor) and t.grad_fn is not None]
-        if not roots:
-            return
+        ready = self.sampling and not self._broken and self._pending is None and bool(roots)
+        if not (ready and self._measure(roots, loss)) and not self._has_optimizer:
+            self._plan(self.steps + 1)
+
+    def _measure(self, roots: Sequence[Tensor], loss: float | None) -> bool:
+        """Hook this backward and take its record when it ends; False for one that the next is better than."""
         self.tape.stop()
         scale = self._take_scale()
         if self._backward is not None:  # the one before has raised on its way
             self._backward.close()
         backward = Backward(self.tape, roots)
+        if self._came_late(backward):
+            backward.close()
+            self._burst += 1
+            self._sample()
+            return False
         self._backward = backward
         engine = torch.autograd.Variable._execution_engine
 
@@ -273,6 +285,14 @@ class Monitor:
 
         # Taken off with the others where this backward never runs: a hook that holds its own graph is a leak (P4).
         handle = backward.keep(node.register_prehook(begins))
+        return True
+
+    def _came_late(self, backward: Backward) -> bool:
+        """Whether sampling began in the middle of this forward pass: a GAN's fake is made before the judge's step."""
+        since, self._sampled_since = self._sampled_since, None
+        if since is None or since[0] != threading.get_ident():  # each thread counts its own nodes
+            return False
+        return min(backward.graph.nodes) < since[1]
 
     def _look_at_loss(self, outputs: Sequence[Tensor], loss: float | None) -> None:
         """What this batch was, where its loss is not finite or stands far out; the next steps are sampled."""
@@ -283,6 +303,7 @@ class Monitor:
             self._quiet_until = self.steps + 10 * 2**self._strangers
             self._strangers += 1
             self.trigger()
+            self._next, self._gap = 0, 1  # what it has done shows within some steps: sampling begins again
 
     def _tell_nonfinite(self, step: int, detail: dict[str, Any], outputs: Sequence[Tensor] = ()) -> None:
         told, self._told_nonfinite = self._told_nonfinite, True
@@ -328,6 +349,7 @@ class Monitor:
         self._pending = self.recorder.step(backward, self.steps, loss=loss, loss_scale=scale, time_s=round(elapsed, 6))
         if not self._has_optimizer:
             self._weights = Weights(self.recorder.tensors)
+            self._plan(self.steps + 1)
 
     # ------------------------------------------------------------------ step
 
@@ -377,8 +399,8 @@ class Monitor:
         if weights is not None:
             step = self.recorder.with_updates(step, weights.update_norms())
         self.sampled += 1
+        self._hand_over_losses()  # first: whoever looks at the step knows all losses up to it
         self._hand_over(msgspec.structs.replace(step, micro_steps=max(self._in_step, 1)))
-        self._hand_over_losses()
 
     def _step_done(self) -> None:
         stranger, self._stranger = self._stranger, None
@@ -390,27 +412,38 @@ class Monitor:
         self._in_step = 0
         if not self._handles:
             return
-        wanted = self._wanted()
+        if self._has_optimizer:
+            self._plan(self.steps)
+        if self._max_steps is not None and self.steps >= self._max_steps:
+            _stop()
+
+    def _plan(self, step: int) -> None:
+        """Decide whether a step is sampled, before its forward pass.
+
+        Without an optimizer a step ends when the next backward begins, and that one's forward pass has gone by: the
+        next step is planned as soon as the backward of this one is known.
+        """
+        if not self._handles:
+            return
+        wanted = self._wanted(step)
         self.tape.turn_over()
         if wanted:
             self._sample()
         else:
             self._leave_alone()
-        if self._max_steps is not None and self.steps >= self._max_steps:
-            raise StopTraining
 
-    def _wanted(self) -> bool:
-        """Whether the step that begins now is sampled. Two optimizers (a GAN) get two steps in a row."""
+    def _wanted(self, step: int) -> bool:
+        """Whether the step that begins is sampled. Two optimizers (a GAN) get two steps in a row."""
         if self._broken:
             return False
         if self._burst > 0:
             self._burst -= 1
             return True
         if self._every is not None:
-            wanted = self.steps % self._every == 0
-        elif self.steps < FIRST * max(len(self.recorder.optimizers), 1):
+            wanted = step % self._every == 0
+        elif step < FIRST * max(len(self.recorder.optimizers), 1):
             wanted = True
-        elif self.steps < self._next:
+        elif step < self._next:
             return False
         else:
             cost = self.spent / max(self.sampled, 1)
@@ -418,7 +451,7 @@ class Monitor:
             wanted = self.spent + cost < max(self._budget * elapsed, ALLOWANCE)
             if self.spent + cost > self._budget * elapsed:
                 self._gap = max(self._gap + 1, int(self._gap * 1.6))
-            self._next = self.steps + self._gap
+            self._next = step + self._gap
         if wanted:
             self._burst = max(len(self.recorder.optimizers), 1) - 1
         return wanted
@@ -491,6 +524,13 @@ def _scale(scaler: Any, outputs: Any) -> Any:
 _MAKE_GRADS = _Patch(torch.autograd, "_make_grads", _make_grads)
 _OPTIMIZER = _Patch(torch.optim.Optimizer, "__init__", _optimizer_init)
 _SCALER = _Patch(torch.amp.GradScaler, "scale", _scale)
+
+
+def _stop() -> None:
+    """End the training in this thread; any other than the main one as `sys.exit` would, without a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        raise StopTraining
+    raise SystemExit from StopTraining()
 
 
 def _loss_of(outputs: Sequence[Tensor]) -> float | None:

@@ -113,6 +113,7 @@ class Names:
         self._modules: dict[int, _Known] = {}
         self._parameters: dict[int, tuple[Any, str, str]] = {}
         self._roots: list[tuple[weakref.ref[nn.Module], str]] = []
+        self._strangers: dict[int, tuple[weakref.ref[nn.Module], int]] = {}
 
     def root(self, module: nn.Module, name: str | None = None, frame: FrameType | None = None) -> None:
         """Learn the names below a root; `name` None: the variable that holds it in the calling user frame."""
@@ -130,6 +131,19 @@ class Names:
             owner = reference()
             if owner is not None:
                 self._learn(owner, prefix)
+
+    def _look_for(self, module: nn.Module) -> _Known | None:
+        """A module that no root had so far: looked for at its first, second, fourth, eighth ... call, since a walk over
+        all roots is long and what stands in a plain list stays a stranger.
+        """
+        reference, asked = self._strangers.get(id(module), (None, 0))
+        if reference is None or reference() is not module:
+            reference, asked = weakref.ref(module), 0
+        self._strangers[id(module)] = reference, asked + 1
+        if asked & (asked + 1):
+            return None
+        self._learn_newcomers()
+        return self._known(module)
 
     def _learn(self, owner: nn.Module, prefix: str) -> None:
         title = type(owner).__name__ if prefix == "" else prefix
@@ -169,8 +183,7 @@ class Names:
         """Name, root and source of a module."""
         known = self._known(module)
         if known is None and module._parameters:
-            self._learn_newcomers()
-            known = self._known(module)
+            known = self._look_for(module)
         if known is None:
             return type(module).__name__, "", None if self.construction is None else self.construction.line(module)
         if known.source == "":

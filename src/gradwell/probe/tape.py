@@ -273,6 +273,8 @@ class Tape:
 
     def _note_recurrent(self, visit: Visit, module: nn.Module, args: tuple[Any, ...]) -> None:
         if isinstance(module, nn.RNNBase):
+            if not type(module).forward.__module__.startswith(("torch.", "gradwell.")):
+                return  # a forward of the user's own takes and gives what it likes
             self.given.setdefault(self._turn, Given()).recurrent.setdefault(visit.name, (module, args, visit))
         elif isinstance(module, nn.RNNCellBase):
             visit.fed = some_samples(args[0])
