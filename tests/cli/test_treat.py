@@ -134,3 +134,20 @@ def test_a_place_that_cannot_be_written_is_told_and_the_status_is_2(gradwell, ta
     assert done.status == 2
     assert "Cannot write" in done.err
     assert "NOTHING TO CURE" in done.err
+
+
+def test_a_full_disk_loses_neither_the_treatment_nor_what_was_there(gradwell, target, tmp_path, monkeypatch):
+    (tmp_path / "out.json").write_text("before")
+
+    def full(path, content):
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    done = gradwell("treat", f"{target}:healthy", "--json", "out.json")
+    assert done.status == 2
+    assert "out.json: No space left on device; name a place that can be written." in done.err
+    assert "NOTHING TO CURE" in done.err
+    assert (tmp_path / "out.json").read_text() == "before"
+    assert not list(tmp_path.glob("*.part"))

@@ -145,10 +145,17 @@ def write_treatment(
 
 
 def _written(path: Path, content: Callable[[], bytes], say: Callable[[str], None]) -> bool:
+    """Whole or not at all: on a full disk the file that was there before stays."""
+    part = path.with_name(f"{path.name}.part") if path.is_file() or not path.exists() else path  # a pipe is no file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content())
+        part.write_bytes(content())
+        if part != path:
+            part.replace(path)
     except OSError as problem:
+        if part != path:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
         say(f"Cannot write {path}: {problem.strerror or problem}; name a place that can be written.")
         return False
     return True
