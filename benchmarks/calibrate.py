@@ -38,6 +38,7 @@ from gradwell.symptoms import (
     saturated_units,
     vanishing_gradient,
 )
+from gradwell.symptoms._words import adaptive
 
 BOUNDS = {"mild": 1.5, "serious": 5.0, "fatal": 20.0}
 OPTIMIZERS = {"SGD": 0.05, "Adam": 1e-3}
@@ -204,7 +205,7 @@ def numbers(run: Run) -> dict[str, float | None]:
     step = run.steps[0]
     found = {
         "D": vanishing_gradient.lost(run, step),
-        "E": exploding_gradient.grown(run, step),
+        "E": exploding_gradient.grown(run, step, scale=exploding_gradient.ADAPTIVE_SCALE if adaptive(run) else 1.0),
         "C": rank_collapse.collapsed(run, step),
         "dead": dead_units.worst(run, step)[1],
         "U": saturated_units.shut(run, step),

@@ -1,9 +1,10 @@
 """Which update sizes learn, and how much of a gradient may be lost below float16's smallest number.
 
-`python benchmarks/calibrate_updates.py` (two minutes on one core) prints two tables of `docs/calibration.md`. First
+`python benchmarks/calibrate_updates.py` (four minutes on one core) prints three tables of `docs/calibration.md`. First
 small nets at rates from a millionth to a thousand times the usual one; a net counts as learning when its loss falls at
 least half as far as at the best of the rates; below the table, how many learn after a step three times as large as
-their weights. Then float32 weights with gradients from a float16 copy, the loss multiplied by ever smaller numbers.
+their weights. Then how many learn whose outputs large steps have made alike. Then float32 weights with gradients from a
+float16 copy, the loss multiplied by ever smaller numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from statistics import median_low
 import msgspec
 import torch
 
+from gradwell.journeys.check import measure
 from gradwell.lab.tasks import batches, setup
 from gradwell.records.net import NetConfig
+from gradwell.records.run import Step
+from gradwell.symptoms.oversized_update import oversized_update
 
 NETS = (
     NetConfig(depth=3, init="he"),
@@ -106,6 +110,45 @@ def updates() -> None:
     print("\nlearn after a step of 300 %:", "; ".join(once))
 
 
+LOOKS = (0, 1, 2, 3, 5, 8, 12, 18, 27, 41, 63)
+
+
+def made_alike(config: NetConfig) -> bool:
+    """Whether steps were serious at some look only because the outputs had become alike."""
+    model, _, loss_fn, optimizer = setup(config)
+    taken: list[Step] = []
+    for number, batch in enumerate(islice(batches(config), STEPS)):
+        if number in LOOKS:
+            run = measure(model, batch, loss_fn, optimizer)
+            taken.append(msgspec.structs.replace(run.steps[0], step=number))
+            whole = msgspec.structs.replace(run, steps=list(taken))
+            sizes = [finding.severity for finding in oversized_update(whole, alike=math.inf, constant=math.inf)]
+            if "serious" in sizes:
+                return False
+            if "serious" in [finding.severity for finding in oversized_update(whole)]:
+                return True
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch)
+        loss.backward()
+        optimizer.step()
+        if not math.isfinite(float(loss.detach())):
+            return False
+    return False
+
+
+def outputs() -> None:
+    """The third table: nets whose outputs became alike, and how many of them learnt."""
+    print("\n| optimizer | rate, times the usual | outputs made alike | of these learn |\n|---|---|---|---|")
+    for kind, rate in RATES.items():
+        best = [max(train(msgspec.structs.replace(net, optimizer=kind, lr=rate * times))[0] for times in TIMES)
+                for net in NETS]  # fmt: skip
+        for times in (time for time in TIMES if time >= 1):
+            nets = [msgspec.structs.replace(net, optimizer=kind, lr=rate * times) for net in NETS]
+            told = [n for n, net in enumerate(nets) if made_alike(net)]
+            learn = sum(train(nets[n])[0] >= best[n] / 2 for n in told)
+            print(f"| {kind} | {times:g} | {len(told)} of {len(nets)} | {learn} |", flush=True)
+
+
 def scales() -> None:
     """The second table."""
     nets = {"ReLU 3, He": NetConfig(depth=3, init="he"), "tanh 4, LeCun": NetConfig(activation="tanh", init="lecun")}
@@ -119,4 +162,5 @@ def scales() -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     updates()
+    outputs()
     scales()

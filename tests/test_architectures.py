@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import sys
 from pathlib import Path
@@ -193,6 +194,67 @@ def test_a_branch_that_a_mask_switches_off_is_no_underflow() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def net(*layers: nn.Module) -> nn.Module:
+    """Twelve numbers in, ten classes out."""
+    return nn.Sequential(nn.Linear(12, 32), *layers, nn.Linear(32, 10))
+
+
+def record_of(model: nn.Module) -> dict[str, Any]:
+    """A record as `examine` makes it, of one level."""
+    return {"model_type": "x", "flow": corpus.checked(case(model, torch.randn(40, 12)), "flow")}
+
+
+class Called(nn.Module):
+    """Under the keyword that the corpus's losses use."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_a_kept_measurement_is_judged_again() -> None:
+    sick = Called(net(*(part for _ in range(14) for part in (nn.Linear(32, 32), nn.Sigmoid()))))
+    record = record_of(sick)
+    assert record["flow"]["verdict"] in corpus.SOONER
+    kept = json.loads(json.dumps(record))
+    assert corpus.judged_again(kept)["flow"] == record["flow"]
+    other = corpus.checked(case(Called(net(nn.ReLU())), torch.randn(40, 12)), "flow")
+    tried = [{"symptom": f["symptom"], "severity": "serious"} for f in record["flow"]["findings"]]
+    judged = corpus.judged_again({**kept, "confirmed": tried})["confirmed"]
+    bad = {f["symptom"]: f["severity"] for f in record["flow"]["findings"] if f["severity"] in corpus.SOONER}
+    assert {row["symptom"]: row["severity"] for row in judged} == bad
+    mended = {**kept, "flow": {**kept["flow"], "run": other["run"]}, "confirmed": tried}
+    assert "confirmed" not in corpus.judged_again(mended)
+    assert corpus.judged_again(mended)["flow"]["verdict"] == other["verdict"]
+    assert "confirmed" not in corpus.judged_again({**kept, "confirmed": [{"symptom": "other", "severity": "fatal"}]})
+
+
+@pytest.mark.parametrize(
+    ("severity", "built", "twin", "said"),
+    [
+        ("serious", 50, 10, True), ("serious", 49, 10, False), ("fatal", 199, 10, False), ("fatal", None, 10, True),
+        ("serious", None, None, None), ("serious", 10, None, False),
+    ],
+)  # fmt: skip
+def test_when_a_verdict_holds(severity: str, built: int | None, twin: int | None, said: bool | None) -> None:
+    assert corpus.holds({"severity": severity, "trial": {"as built": built, "twin": twin}}) is said
+    assert corpus.holds({"severity": severity}) is True
+
+
+def test_the_twin_of_a_net_that_a_dropout_keeps_from_learning_is_the_one_without() -> None:
+    ill = Called(net(nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.999)))
+    drawn, calm = corpus.twins(ill)
+    assert [type(part) for part in calm.inner] == [nn.Linear, nn.GroupNorm, nn.ReLU, nn.Dropout, nn.Linear]
+    assert calm.inner[3].p == 0 < drawn.inner[3].p == ill.inner[3].p
+    assert isinstance(ill.inner[1], nn.BatchNorm1d)
+    tried = corpus.trial(case(ill, torch.randn(40, 12)))
+    assert corpus.holds({"severity": "serious", "trial": tried})
+    assert len(corpus.twins(Called(net(nn.ReLU(), nn.Dropout(0.1))))) == 1
+
+
 @pytest.mark.parametrize("model_type", ["bert", "llama", "vit", "t5", "resnet"])
 def test_real_architectures_come_out_healthy_in_both_levels(model_type: str) -> None:
     pytest.importorskip("transformers")

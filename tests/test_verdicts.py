@@ -54,7 +54,7 @@ def test_every_run_has_the_label_of_its_training() -> None:
 
 def test_most_faults_are_fatal_in_training_and_what_has_none_learns() -> None:
     known = labels.read()
-    found = [(case, run) for name, case in CASES.items() for run in known[name].values()]
+    found = [(case, known[name][str(seed)]) for name, case in CASES.items() for seed in cases.SEEDS]
     assert sum(run["class"] == "healthy" for case, run in found if not case.fault) >= 0.97 * 3 * len(cases.HEALTHY)
     assert sum(run["class"] == "fatal" for case, run in found if case.fault) >= 0.6 * 3 * len(cases.SICK)
 
@@ -226,6 +226,20 @@ def test_a_wrong_verdict_counts(rows: list[Any]) -> None:
     assert not score.cause_right(sick._replace(truth=other))
     wrong = [sick._replace(said=healthy.said), healthy._replace(said=sick.said)]
     assert [line.split(":")[0] for line in score.problems(wrong) if not line.startswith(" ")] == ["MISS", "FALSE ALARM"]
+
+
+def test_the_cause_is_that_of_the_pass_that_shows_what_was_named(rows: list[Any]) -> None:
+    """tanh with weights too large explodes at the start and, its units saturated, vanishes in the end."""
+    start = {"gain": 2.6, "activation": -3.9, "weight": 6.5, "norm": 0.0}
+    end = {"gain": -5.7, "activation": -12.2, "weight": 6.5, "norm": 0.0}
+    truth = {"class": "fatal", "ratio": 7.0, "measured": start, "ending": end}
+    row = rows[1]._replace(case=CASES["mlp tanh x 12 momentum"], truth=truth)
+    assert row.said.findings[0].symptom == "vanishing_gradient"
+    assert row.right_causes == {"activation_slope"}
+    assert row._replace(truth={**truth, "measured": {**start, "gain": -2.6}}).right_causes == {"activation_slope"}
+    assert row._replace(truth={**truth, "ending": {**start, "gain": -5.7}}).right_causes == {"activation_slope"}
+    healthy = row._replace(said=rows[0].said)
+    assert healthy.right_causes == {"weight_gain"}
 
 
 def test_a_record_tells_again_when_its_findings_were_told(rows: list[Any]) -> None:

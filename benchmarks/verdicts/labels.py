@@ -5,7 +5,8 @@ its healthy twin; the ratio of the two best numbers of steps is how bad the faul
 net that has come less than a tenth of the way from chance to the target in twice the twin's steps is fatal too. Others
 are given up after 20 times the twin's steps, or after `MOST`, with the ratio reached. Faults of the rate, and those
 that come at a step, are trained at their own rate. A training without a fault is healthy when it reaches the target
-within its own steps. The float64 pass measures, with hooks of its own, which symptoms are there.
+within its own steps. No run is healthy that ends near chance as it was watched, at its own rate: it has no label. The
+float64 pass measures, with hooks of its own, which symptoms are there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from benchmarks.verdicts.cases import CASES, Case, mark
 from benchmarks.verdicts.families import Bench
-from benchmarks.verdicts.training import built, train
+from benchmarks.verdicts.training import SMOOTHING, built, train
 from torch import Tensor, nn
 
 FILE = Path(__file__).with_name("labels.json")
@@ -119,6 +120,14 @@ def at_chance(case: Case, value: float) -> bool:
     """Whether a smoothed loss is not finite or has come less than a tenth of the way from chance to the target."""
     target, chance = _goal(case.family, json.dumps(case.knobs))
     return not value < chance - 0.1 * (chance - target)
+
+
+def ended_at_chance(case: Case, values: Iterable[float]) -> bool:
+    """Whether a run with these losses, smoothed, ended near chance."""
+    mean, count = 0.0, 0
+    for value in values:
+        mean, count = SMOOTHING * mean + (1 - SMOOTHING) * value, count + 1
+    return count > 0 and at_chance(case, mean / (1 - SMOOTHING**count))
 
 
 def recovery(case: Case, seed: int, limit: int) -> tuple[int | None, bool]:

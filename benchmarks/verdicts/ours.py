@@ -74,11 +74,11 @@ class Grown(Log):
     def run(self) -> Run:
         return msgspec.structs.replace(self.record, steps=list(self.steps), events=list(self.events))
 
-    def reach(self, step: int, losses: int) -> None:
-        """Know what had been sampled and had happened by the end of a step, and the losses up to another one."""
+    def reach(self, step: int) -> None:
+        """Know what had been sampled and had happened by the end of a step, and the losses up to it."""
         self.steps = [item for item in self.record.steps if item.step <= step]
         self.sampled = len(self.steps)
-        self.events = [_until(event, losses) for event in self.record.events if event.step <= step]
+        self.events = [_until(event, step) for event in self.record.events if event.step <= step]
 
 
 def _until(event: Event, step: int) -> Event:
@@ -94,7 +94,7 @@ def told_again(record: Run) -> list[Told]:
     told: list[Told] = []
     log = Grown(record)
     optimizers = max(1, len(record.header.optimizers))
-    now = before = 0
+    now = 0
 
     def hear(finding: Finding) -> None:
         told.append(Told(finding.symptom, finding.severity, now // optimizers))
@@ -102,10 +102,10 @@ def told_again(record: Run) -> list[Told]:
     live = Live(log, say=lambda _: None, found=hear)
     events = [event for event in record.events if event.event not in ("losses", "ended")]
     for item in sorted([*events, *record.steps], key=lambda item: item.step):
-        now, before = item.step, now
-        log.reach(now, before)  # losses come with the next sample
+        now = item.step
+        log.reach(now)
         live(item)
     now = max((curve.steps[-1] for curve in record.losses()), default=now)
-    log.reach(now, now)
+    log.reach(now)
     live.end()
     return told

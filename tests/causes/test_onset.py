@@ -77,6 +77,13 @@ def test_the_rate_stands_before_the_shares_of_its_wreck_and_the_shares_still_add
     assert sum(shares) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize(("gain", "lr", "rate_named"), [(4.0, 0.05, False), (1.0, 5.0, True)])
+def test_large_steps_of_a_gradient_that_exploded_from_the_start_are_not_put_down_to_the_rate(gain, lr, rate_named):
+    config = msgspec.structs.replace(RELU, depth=10, gain=gain, lr=lr)
+    diagnosis = trained(config, 3).diagnose()
+    assert ("learning_rate" in [a.cause for a in of(diagnosis, "oversized_update")]) is rate_named
+
+
 def test_what_was_there_at_the_first_step_is_not_put_down_to_the_rate():
     diagnosis = trained(msgspec.structs.replace(RELU, depth=12, gain=3.0), 6).diagnose()
     assert {"nonfinite_value", "exploding_gradient"} <= {finding.symptom for finding in diagnosis.findings}

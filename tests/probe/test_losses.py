@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradwell.journeys.log import Log
+from gradwell.probe import clock
 from gradwell.probe import losses as room
 from gradwell.probe.clock import Monitor
 from gradwell.probe.losses import Losses, Watch, input_rms
 from gradwell.probe.names import Names
-from gradwell.records.run import Event, Run, event_line, load
+from gradwell.records.run import Event, Run, Step, event_line, load
 
 X, Y = torch.randn(6, 8), torch.randn(6, 8)
 
@@ -300,6 +301,33 @@ def test_a_batch_that_stands_out_is_looked_at_and_the_next_steps_are_sampled(log
     assert told.detail["input_rms"] == pytest.approx(X.square().mean().sqrt().item(), rel=1e-5)
     assert told.detail["grad_norm"] == pytest.approx(norm, rel=1e-5)
     assert {31, 32} <= {step.step for step in run.steps}
+
+
+def test_after_a_loss_that_stands_out_sampling_begins_again_at_small_distance(log, monkeypatch):
+    monkeypatch.setattr(clock, "ALLOWANCE", 60.0)
+    log.monitor.remove()
+    log.monitor = Monitor(Names(), sink=log).install()
+    model = net()
+    optimizer = sgd(model)
+    train(model, optimizer, 300)
+    optimizer.zero_grad()
+    F.mse_loss(model(X), 300 * Y).backward()
+    optimizer.step()
+    train(model, optimizer, 12)
+    sampled = [step.step for step in recorded(log).steps]
+    last = max(step for step in sampled if step < 300)
+    assert sampled[sampled.index(last) - 1] < last - 20  # the distance had grown
+    assert {301, 302} <= set(sampled)
+    assert sum(300 < step <= 310 for step in sampled) >= 4
+
+
+def test_a_sampled_step_is_handed_over_with_all_losses_up_to_it(log):
+    known = []
+    log.listen = lambda item: known.append((item.step, log.run().losses())) if isinstance(item, Step) else None
+    model = net()
+    train(model, sgd(model), 30)
+    assert len(known) > 3
+    assert all(curves[0].steps == list(range(step + 1)) for step, curves in known)
 
 
 def test_usual_noise_does_not_stand_out():

@@ -21,6 +21,7 @@ from gradwell.records.net import NetConfig
 from gradwell.records.run import Event, Header, OptimizerInfo, Param, Run, Site, Step
 from gradwell.records.verdict import Diagnosis, Finding
 from gradwell.shelf import shelf
+from gradwell.symptoms.loss_spike import SLOW, loss_spike, steps_slowed
 
 CURVES = ("slow_loss", "loss_plateau", "oscillating_loss", "loss_spike", "diverging_loss")
 Batch = tuple[Tensor, Tensor]
@@ -263,3 +264,83 @@ def test_a_healthy_run_is_healthy_at_any_stage(config):
             events=[Event("losses", 0, {"values": whole.values[:end]})],
         )
         assert said(part) == {}, end
+
+
+# ------------------------------------------------------------------ a spike under Adam
+
+
+@pytest.mark.parametrize(("times", "before"), [(50.0, 40), (1e3, 40), (1e5, 10), (1e4, 3000), (20.0, 5000)])
+def test_the_steps_after_one_large_gradient_are_those_of_torchs_adam(times, before):
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([weight], lr=1.0, betas=(0.0, 0.99), eps=0.0)
+
+    def step(gradient: float) -> float:
+        old, weight.grad = weight.item(), torch.full_like(weight, gradient)
+        adam.step()
+        return abs(weight.item() - old)
+
+    for _ in range(before):
+        step(1.0)
+    step(times)
+    small = 0
+    while step(1.0) < 1 / SLOW:
+        small += 1
+    assert steps_slowed(times, memory=0.99, before=before) == pytest.approx(small, abs=2)
+
+
+def test_rmsprop_has_no_bias_correction_and_a_usual_gradient_slows_nothing():
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.RMSprop([weight], lr=1.0, alpha=0.99, eps=0.0)
+    gradients = [*[1.0] * 3000, 1e3, *[1.0] * 3000]
+    moved = []
+    for gradient in gradients:
+        old, weight.grad = weight.item(), torch.full_like(weight, gradient)
+        optimizer.step()
+        moved.append(abs(weight.item() - old))
+    small = sum(size < 1 / SLOW for size in moved[3001:])
+    assert steps_slowed(1e3, memory=0.99) == pytest.approx(small, abs=2)
+    assert steps_slowed(1.0, memory=0.99) == steps_slowed(3.0, memory=0.999) == 0
+
+
+CLIMBS = np.concatenate([FALLING[:40], [1e5], FALLING[40], FALLING[40] + np.linspace(0, 0.8, 20)], axis=None)
+
+
+@pytest.mark.parametrize(("kind", "settings", "norm", "losses", "severity"), [
+    ("Adam", {"beta2": 0.999}, 1e5, CLIMBS, "serious"),
+    ("RMSprop", {"alpha": 0.99}, 1e5, CLIMBS, "serious"),
+    ("SGD", {"momentum": 0.9}, 1e5, CLIMBS, "mild"),
+    ("Adam", {"beta2": 0.999}, 1.5, CLIMBS, "mild"),  # a usual gradient
+    ("Adam", {"beta2": 0.999}, 1e5, CLIMBS[:44], "mild"),  # nothing to see yet
+    ("Adam", {"beta2": 0.999}, 1e5, np.concatenate([FALLING[:40], [1e5], FALLING[41:90]]), "mild"),  # it goes on
+    ("Adam", {"beta2": 0.5}, 1e5, CLIMBS, "mild"),  # forgotten within 40 steps
+])  # fmt: skip
+def test_a_spike_whose_gradient_stays_in_the_second_moment_is_serious(kind, settings, norm, losses, severity):
+    run = made(losses)
+    header = msgspec.structs.replace(run.header, optimizers=[OptimizerInfo(kind, settings)])
+    steps = [msgspec.structs.replace(step, grad_norm=1.0) for step in run.steps]
+    events = [*run.events, Event("unusual_loss", 40, {"loss": 1e5, "usual": 1.0, "grad_norm": norm})]
+    (finding,) = loss_spike(msgspec.structs.replace(run, header=header, steps=steps, events=events))
+    assert finding.severity == severity
+    assert ("keeps the steps small" in finding.summary) is (severity == "serious")
+
+
+@pytest.mark.parametrize(("times", "severity"), [(1000.0, "serious"), (1.0, None)])
+def test_one_batch_a_thousand_times_too_large_under_adam_is_serious_within_ten_steps(times, severity):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(20, 30), torch.nn.Tanh(), torch.nn.Linear(30, 8), torch.nn.Linear(8, 20)
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    data = torch.randn(64, 6) @ torch.randn(6, 20)
+    log = Log(None, argv=[], say=print)
+    log.monitor = Monitor(Names(), sink=log).install()
+    try:
+        for number in range(91):
+            x = data[torch.randperm(64)[:32]] * (times if number == 80 else 1.0)
+            optimizer.zero_grad()
+            (model(x) - x).square().mean().backward()
+            optimizer.step()
+    finally:
+        log.monitor.remove()
+    found = said(log.run())
+    assert (found["loss_spike"].severity if "loss_spike" in found else None) == severity

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from gradwell.journeys.check import measure
 from gradwell.journeys.diagnose import diagnose
 from gradwell.records.net import NetConfig
-from gradwell.records.run import Header, OptimizerInfo, Param, Run, Step
+from gradwell.records.run import Header, OptimizerInfo, Param, Run, Site, Step
 from gradwell.symptoms.gradient_underflow import gradient_underflow
-from gradwell.symptoms.oversized_update import oversized_update
+from gradwell.symptoms.oversized_update import oversized_update, wreck
 from gradwell.symptoms.symmetric_units import symmetric_units
 from gradwell.symptoms.undersized_update import undersized_update
 from gradwell.symptoms.unreached_parameter import unreached_parameter
@@ -217,8 +217,62 @@ def test_a_large_step_only_turns_weights_in_front_of_a_normalisation(watch_run, 
     assert [f.severity for f in oversized_update(cut) if f.severity == "serious"] == found
 
 
+HEAD = Site("head", "Linear", role="weight")
+
+
+def told_apart(update, spreads, *, rms=1.0, losses=1.0, kinds=("SGD",)):
+    """A run of such steps whose outputs have these variances between samples over their mean square."""
+    run = run_of(*[sized(update)] * len(spreads), kinds=kinds)
+    sizes = [rms] * len(spreads) if isinstance(rms, float) else rms
+    values = [losses] * len(spreads) if isinstance(losses, float) else losses
+    steps = [
+        msgspec.structs.replace(step, output=0, loss=loss, sites={"spread": [spread], "act_rms": [size]})
+        for step, spread, size, loss in zip(run.steps, spreads, sizes, values, strict=True)
+    ]
+    return msgspec.structs.replace(run, header=msgspec.structs.replace(run.header, sites=[HEAD]), steps=steps)
+
+
+@pytest.mark.parametrize(("update", "spreads", "more", "severity"), [
+    (0.2, [0.1, 0.1, 0.005, 0.005], {}, ["serious"]),
+    (0.2, [0.1, 0.1, 0.1, 0.005], {}, ["mild"]),  # of one batch
+    (0.2, [0.1, 0.1, 0.02, 0.02], {}, ["mild"]),  # not a tenth
+    (0.2, [0.1, 0.1, 0.005, 0.005], {"losses": [1.0, 0.9, 0.8, 0.7]}, ["mild"]),  # it learns
+    (0.2, [0.1, 0.1, 0.005, 0.005], {"kinds": ("Adam", "Adam")}, ["mild"]),  # adversaries
+    (0.2, [0.1, 0.1, 0.005, 0.005], {"kinds": ("Adam",)}, ["mild"]),  # its steps do not grow with the gradient
+    (0.2, [0.1, 0.1, 0.001, 0.001], {"kinds": ("Adam",)}, ["serious"]),
+    (0.05, [0.1, 0.1, 0.005, 0.005], {}, []),
+    (0.05, [0.1, 0.1, 0.001, 0.001], {}, ["serious"]),
+    (0.05, [0.1, 0.1, 0.001, 0.001], {"rms": [1.0, 3.0, 9.0, 10.0]}, []),  # only the outputs' mean has grown
+    (0.01, [0.1, 0.1, 1e-5, 1e-5], {}, []),
+    (0.2, [1e-13, 1e-13, 1e-15, 0.0], {}, ["mild"]),  # rounding
+])  # fmt: skip
+def test_steps_that_make_the_outputs_alike_are_serious(update, spreads, more, severity):
+    found = list(oversized_update(told_apart(update, spreads, **more)))
+    assert severities(found) == severity
+    assert [("alike" in finding.summary) for finding in found] == [severity == ["serious"]] * len(found)
+
+
+def test_the_fall_of_the_variance_is_that_of_the_outputs_themselves():
+    torch.manual_seed(0)
+    outputs = torch.randn(4, 64, 10, dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.02, 0.01]).view(4, 1, 1) + 1
+    between = outputs.var(1, unbiased=False).mean(1)
+    size = outputs.square().mean((1, 2))
+    run = told_apart(0.2, (between / size).tolist(), rms=size.sqrt().tolist())
+    shares = between / size
+    expected = (shares.max() / shares[-2:].max(), between.max() / between[-2:].max())
+    assert wreck(run) == pytest.approx([math.log10(value) for value in expected])
+
+
+@pytest.mark.parametrize(("lr", "severity"), [(20.0, ["serious"]), (0.05, [])])
+def test_a_net_that_large_steps_have_made_blind_is_serious_before_its_loss_has_left(train_run, lr, severity):
+    found = list(oversized_update(train_run(NetConfig(depth=5, lr=lr), 6)))
+    assert severities(found) == severity
+    assert all(finding.evidence[0].value < 0.5 for finding in found)
+
+
 @pytest.mark.parametrize(("update", "count", "dtype", "severity"), [
-    (1e-3, 3, "float32", []), (3e-7, 3, "float32", ["mild"]), (3e-7, 2, "float32", []),
+    (1e-3, 3, "float32", []), (5e-7, 3, "float32", ["mild"]), (5e-7, 2, "float32", []),
+    (1e-7, 3, "float32", ["serious"]), (1e-7, 2, "float32", []),
     (1e-9, 1, "float32", ["serious"]),
     (0.0, 3, "float32", ["serious"]), (1e-3, 3, "bfloat16", []), (1e-4, 3, "bfloat16", ["mild"]),
     (1e-5, 3, "bfloat16", ["serious"]), (1e-4, 3, "float16", []),
@@ -229,6 +283,8 @@ def test_small_steps(update, count, dtype, severity):
 
 def test_the_largest_step_counts_and_a_warmup_from_zero_is_believed():
     assert severities(undersized_update(run_of(sized(1e-9), sized(1e-9), sized(1e-3)))) == []
+    assert severities(undersized_update(run_of(sized(1e-7), sized(2e-7), sized(3e-7)))) == ["mild"]
+    assert severities(undersized_update(run_of(sized(3e-7), sized(2e-7), sized(1e-7)))) == ["serious"]
     run = run_of(sized(0.0))
     still = msgspec.structs.replace(run.header, optimizers=[OptimizerInfo("SGD", {"lr": 0.0})])
     assert severities(undersized_update(msgspec.structs.replace(run, header=still))) == []

@@ -22,7 +22,12 @@ def came_later(run: Run, finding: Finding) -> bool:
     """
     before = _at_first(run, finding.symptom)
     most = min(RANK[finding.severity], RANK["serious"])
-    return before < most and _at_first(run, "exploding_gradient") < RANK["serious"]
+    return before < most and not exploded(run)
+
+
+def exploded(run: Run) -> bool:
+    """True where the gradient exploded seriously at the first sampled step."""
+    return _at_first(run, "exploding_gradient") >= RANK["serious"]
 
 
 def _at_first(run: Run, symptom: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import median, median_low
 
-from gradwell.causes._onset import WRECKS, came_later
+from gradwell.causes._onset import WRECKS, came_later, exploded
 from gradwell.causes.bad_batch import odd_batch
 from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step, finite
@@ -39,8 +39,9 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
     How it is measured:
         The rate of the optimizer's first group, and the rate that would give updates of 0.3 % by simple proportion,
         which does not hold for the next steps: it is where to start a search. Under SGD a small update is put down to
-        the rate only where gradient / weight is at least 1e-3; else the gradient is small. A loss that rises, jumps or
-        stays at chance is put down to it where the steps before were large enough for that. So is a sick network (a
+        the rate only where gradient / weight is at least 1e-3, and a large one only where the gradient did not explode
+        at the first sampled step; else it is the gradient that is small or large. A loss that rises, jumps or stays at
+        chance is put down to it where the steps before were large enough for that. So is a sick network (a
         gradient that vanishes or explodes, units that die, values that are not finite) that was sound at the first
         sampled step, unless one odd batch has broken it: three steps of 10 % of the weights' size, or one of 300 %. The
         rate then stands before the layers' shares, which say where the wreck lies and not what has caused it.
@@ -54,6 +55,8 @@ def learning_rate(run: Run, finding: Finding, step: Step) -> Attribution | None:
     optimizer = run.optimizer
     rate = None if optimizer is None else optimizer.settings.get("lr")
     if optimizer is None or not isinstance(rate, (int, float)):
+        return None
+    if finding.symptom == "oversized_update" and not optimizer.adaptive and exploded(run):
         return None
     small = finding.symptom in ("undersized_update", "slow_loss")
     if small and not optimizer.adaptive and _gradient(run, step) < SOUND:

@@ -16,6 +16,8 @@ from gradwell.records.run import Event, Step, finite
 from gradwell.records.text import render_finding, render_line
 from gradwell.records.verdict import RANK, Diagnosis, Finding
 
+EARLY = 8
+"""Sampled steps at the start, and after what is a reason by itself, each of which is a look at the whole run."""
 GROWTH = 1.5
 """The next look without a reason comes after so many times as many sampled steps."""
 RECENT = 5
@@ -50,7 +52,7 @@ class Live:
         self._judged: dict[str, Any] = {"ignore": ignore, "thresholds": thresholds or {}}
         self._told: dict[tuple[str, int], int] = {}
         self._before: set[tuple[str, int]] = set()  # what the last look has found
-        self._next = 0
+        self._next = self._since = 0
         self._seen: dict[tuple[int | None, int | None], tuple[float | None, ...]] = {}
         self._alert = 0  # sampled steps that are still to be looked at
         self._quiet_until = self._closer = 0
@@ -76,6 +78,7 @@ class Live:
     def _consider(self, item: Item) -> None:
         if isinstance(item, Event):
             if item.event in URGENT:
+                self._since = self._log.sampled
                 self._alert = RECENT // 2 + 1
                 if self._log.monitor is None or not self._log.monitor.sampling:
                     self.look(RECENT)  # else that step's own record says more, and comes at once
@@ -85,7 +88,7 @@ class Live:
             self._alert = RECENT // 2 + 1
             self._look_closer(item.step)
         count = self._log.sampled
-        if count <= FIRST or count >= self._next:
+        if count - self._since <= EARLY or count >= self._next:
             diagnosis = self.look()
             self._next = max(count + 1, int(count * GROWTH))
             if count == FIRST:

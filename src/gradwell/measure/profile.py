@@ -8,7 +8,7 @@ residual net what the shortcuts do not pass by.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import median_low
 
@@ -212,14 +212,15 @@ def beyond_output(sites: Sequence[Site], step: Step) -> list[int]:
 def by_way(run: Run) -> list[Run]:
     """The run apart by the way that the gradient takes: a GAN's two losses have two trunks.
 
-    Steps without a way are left out, and ways that fewer than a tenth of the steps take (unless no other has more).
+    Steps without a way are left out, and ways that fewer than a tenth of the steps take (unless no other has more), or
+    a single one of many: a mixture whose first expert gets a sample once in a while.
     """
     ways: dict[tuple[int, int], list[Step]] = {}
     for step in run.steps:
         if step.source is not None and step.output is not None and step.source != step.output:
             ways.setdefault((step.source, step.output), []).append(step)
     most = max(map(len, ways.values()), default=0)
-    enough = min(most, len(run.steps) / 10)
+    enough = min(most, max(len(run.steps) / 10, 2 if len(run.steps) >= FEWEST else 1))
     return [msgspec.structs.replace(run, steps=steps) for steps in ways.values() if len(steps) >= enough]
 
 
@@ -235,9 +236,14 @@ class Course(msgspec.Struct, frozen=True):
     values: list[tuple[Step, float]]
 
 
-def course(run: Run, quantity: Callable[[Step], float | None]) -> Course | None:
+def course(
+    run: Run,
+    quantity: Callable[[Step], float | None],
+    *,
+    of_few: Callable[[Iterable[float]], float] = median_low,
+) -> Course | None:
     """The quantity over a run, None where no step has it. Start: median of the first (at most 5) steps, end: median of
-    the last third; with fewer than 6 steps both are the median of all. Infinite values count, nan does not.
+    the last third; with fewer than 6 steps both are the median of all, `of_few`. Infinite values count, nan does not.
     """
     known = [(step, value) for step in run.steps if (value := quantity(step)) is not None and not math.isnan(value)]
     if not known:
@@ -245,13 +251,14 @@ def course(run: Run, quantity: Callable[[Step], float | None]) -> Course | None:
     parted = len(known) >= FEWEST
     first = known[:5] if parted else known
     last = known[-(len(known) // 3) :] if parted else known
-    (begin, start), (finish, end) = _middle(first), _middle(last)
+    median = median_low if parted else of_few
+    (begin, start), (finish, end) = _middle(first, median), _middle(last, median)
     return Course(start, end, begin, finish, parted, known)
 
 
-def _middle(values: Sequence[tuple[Step, float]]) -> tuple[Step, float]:
-    """The low median and the latest step that has it: a measured value, also among infinite ones."""
-    middle = median_low(value for _, value in values)
+def _middle(values: Sequence[tuple[Step, float]], median: Callable[[Iterable[float]], float]) -> tuple[Step, float]:
+    """The low (or high) median and the latest step that has it: a measured value, also among infinite ones."""
+    middle = median(value for _, value in values)
     return next(step for step, value in reversed(values) if value == middle), middle
 
 

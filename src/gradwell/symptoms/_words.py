@@ -39,7 +39,10 @@ def milder(one: Severity | None, other: Severity) -> Severity | None:
 def needs_steps(run: Run) -> None:
     """Raise when the run holds no sampled step."""
     if not run.steps:
-        raise NotMeasurable("no training step was recorded; a step is recorded when a backward pass runs.")
+        raise NotMeasurable(
+            "no training step was recorded: `loss.backward()` did not run in this process "
+            "(`torch.autograd.grad` and torch.func are no steps)."
+        )
 
 
 def needs_depth(run: Run) -> list[Run]:

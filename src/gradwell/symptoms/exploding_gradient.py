@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import median_high
 
 from gradwell.measure.flow import ledger
-from gradwell.measure.profile import course, layers, normalised, through_depth
+from gradwell.measure.profile import course, layers, log10_gain, normalised, through_depth, trunk
 from gradwell.records.net import NetConfig
-from gradwell.records.numbers import decades, times
+from gradwell.records.numbers import decades, log10, times
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import RANK, Evidence, Finding, Severity, Where
 from gradwell.symptoms._words import (
@@ -26,6 +27,7 @@ from gradwell.symptoms._words import (
 )
 
 ORDER = 1
+ADAPTIVE_SCALE = 0.75
 
 SICK = (
     NetConfig(depth=12, init="he", gain=3.0),
@@ -49,29 +51,37 @@ def exploding_gradient(
     run: Run,
     *,
     mild: float = 1.5,
-    serious: float = 2.6,
+    serious: float = 2.5,
     fatal: float = 4.2,
+    adaptive_fatal: float = 3.6,
+    adaptive_scale: float = ADAPTIVE_SCALE,
 ) -> Iterator[Finding]:
     """The gradient grows on its way from the output to the first layers.
 
     What it does to training:
         The first layers take steps far too large, or the one learning rate that they bear is far too small for the
-        last layers; the loss jumps, becomes NaN, or stalls. Adaptive optimizers rescale each layer's step, but that
-        helps less than with vanishing: a net whose gradient explodes is chaotic, near inputs get unrelated outputs,
-        and what one batch teaches does not carry over to the next.
+        last layers; the loss jumps, becomes NaN, or stalls. Adaptive optimizers rescale each layer's step, and so bear
+        outputs that are merely too large somewhat better. They do not help where the net is chaotic (near inputs get
+        unrelated outputs): what one batch teaches does not carry over to the next.
 
     How it is measured:
         E = largest log10 |delta_l| / |delta_out| over the trunk, the sites that carry more than half of the gradient's
         flow; delta_l is dLoss/d(output of l), the L2 norm per sample. From a weight layer on to the next normalisation
         nothing counts: it divides by the scale of what it reads, so the gradient is large there where that is small,
-        and a step that is too large makes it larger. `mild`, `serious`, `fatal` in decades; without an optimizer at
-        most serious. Over several sampled steps the median of the last third counts; when only the start was bad, the
-        finding is mild. Gradients that are NaN or infinite are the business of `nonfinite_value`.
+        and a step that is too large makes it larger. Nor does what only makes up for a loss: where the outputs have
+        become smaller before l and larger again behind it, other than by large weights, these decades are taken off.
+        What is left has two parts: the growth of the outputs from l on (their RMS), and that of |output||delta|, which
+        is chaos. Under an adaptive optimizer the first part counts `adaptive_scale` times. `mild`, `serious`, `fatal`
+        (under an adaptive optimizer `adaptive_fatal`) in decades; without an optimizer at most serious. Over several
+        sampled steps the median of the last third counts, over fewer than six the higher median of all (the bounds are
+        those of a first step); when only the start was bad, the finding is mild. Gradients that are NaN or infinite are
+        the business of `nonfinite_value`.
 
     When it is no problem:
         Half a decade up or down is luck at width 64. Batch norm without shortcuts grows by a factor 1.2 a layer: 12
         layers of it are fine, 20 train twice to three times more slowly, 30 ten times. A class token that starts at
-        zero in front of a layer norm has a gradient 10^4 times that of the output, and is gone after one step.
+        zero in front of a layer norm has a gradient 10^4 times that of the output, and is gone after one step. The
+        same where small weights let the signal fade and some later sum or mean is divided by its own size.
 
     What helps first:
         An initialisation that fits the activation; a normalisation in each layer; a smaller scale on the branches of
@@ -81,13 +91,15 @@ def exploding_gradient(
         Pascanu, Mikolov and Bengio 2013; Poole et al. 2016; Yang et al. 2019 for batch norm; Arora, Li and Lyu 2019 for
         weights in front of a normalisation. Bounds: docs/calibration.md; docs/architectures.md.
     """
-    bounds = (mild, serious, fatal)
-    yield from worst(found for way in needs_depth(run) for found in _judge(way, bounds))
+    rescaled = adaptive(run)
+    bounds = (mild, serious, adaptive_fatal if rescaled else fatal)
+    share = adaptive_scale if rescaled else 1.0
+    yield from worst(found for way in needs_depth(run) for found in _judge(way, bounds, share))
 
 
-def _judge(run: Run, bounds: Sequence[float]) -> Iterator[Finding]:
+def _judge(run: Run, bounds: Sequence[float], share: float) -> Iterator[Finding]:
     """At most one finding: how bad it is at the end, or that it was serious at the start."""
-    whole = course(run, lambda step: grown(run, step))
+    whole = course(run, lambda step: grown(run, step, scale=share), of_few=median_high)
     if whole is None:
         return
     most: Severity = "serious" if adaptive(run) is None else "fatal"
@@ -95,43 +107,89 @@ def _judge(run: Run, bounds: Sequence[float]) -> Iterator[Finding]:
     first, last = span(whole, bounds[0])
     if end is not None:
         evidence = [Evidence("log10_gain", whole.end, "decades", bound_of(end, bounds)), judged_at(whole.last_step)]
-        text = _summary(run, whole.last_step, whole.end)
-        yield Finding("exploding_gradient", end, _places(run, whole.last_step), first, last, evidence, text)
+        text = _summary(run, whole.last_step, share)
+        yield Finding("exploding_gradient", end, _places(run, whole.last_step, share), first, last, evidence, text)
     elif start is not None and RANK[start] >= RANK["serious"]:
         text = (
             f"at the start the gradient grew by {decades(whole.start, signed=False)} decades on its way to the input "
             f"({start}); recovered, now {decades(whole.end, signed=False)}"
         )
         evidence = [Evidence("log10_gain at the start", whole.start, "decades", bounds[0]), judged_at(whole.first_step)]
-        yield Finding("exploding_gradient", "mild", _places(run, whole.first_step), first, last, evidence, text)
+        places = _places(run, whole.first_step, share)
+        yield Finding("exploding_gradient", "mild", places, first, last, evidence, text)
 
 
-def grown(run: Run, step: Step) -> float | None:
-    """E: decades that the gradient grows on the trunk at most; None where it was not measured or is not finite."""
-    return max((gain for _, gain in _gains(run, step)), default=None)
+def grown(run: Run, step: Step, *, scale: float = 1.0) -> float | None:
+    """E: decades that the gradient grows on the trunk at most, the growth of the outputs counted `scale` times; None
+    where it was not measured or is not finite.
+    """
+    return max((counted for _, counted in _growth(run, step, scale)), default=None)
 
 
-def _loudest(run: Run, step: Step) -> int:
-    return max(_gains(run, step), key=lambda pair: pair[1])[0]
+def _loudest(run: Run, step: Step, scale: float) -> tuple[int, float]:
+    """The site where it grows most, and the decades that count."""
+    return max(_growth(run, step, scale), key=lambda pair: pair[1])
 
 
-def _gains(run: Run, step: Step) -> list[tuple[int, float]]:
-    """The finite part of the profile, without the sites whose scale the next normalisation takes away."""
-    read = normalised(run.sites, step)
-    return [(i, gain) for i, gain in through_depth(run.sites, step) if math.isfinite(gain) and i not in read]
+def _growth(run: Run, step: Step, scale: float) -> list[tuple[int, float]]:
+    """The finite part of the profile, without the sites whose scale the next normalisation takes away and without what
+    the outputs get back behind a site.
+
+    Got back is what makes up for a fall since the largest output before, unless large weights do it: then one step is
+    far too large for the small ones. Activations, which squash by design, are compared among themselves.
+    """
+    read, by_weights = normalised(run.sites, step), _by_weights(run, step)
+    assert step.output is not None
+    out = _size(step, step.output)
+    largest = {True: -math.inf, False: -math.inf}
+    found = []
+    for i, gain in through_depth(run.sites, step):
+        if i in read or not math.isfinite(gain):
+            continue
+        size, squashes = _size(step, i), run.sites[i].role == "activation"
+        if size is None or out is None:
+            found.append((i, gain))
+            continue
+        largest[squashes] = max(largest[squashes], size)
+        back = max(0.0, min(largest[squashes], out) - size - by_weights.get(i, 0.0))
+        beyond = max(0.0, out - largest[squashes])
+        found.append((i, gain - back - (1 - scale) * beyond))
+    return found
 
 
-def _places(run: Run, step: Step) -> list[Where]:
+def _by_weights(run: Run, step: Step) -> dict[int, float]:
+    """Decades by which weight layers behind each site of the trunk make the gradient grow."""
+    found: dict[int, float] = {}
+    total = 0.0
+    for i in reversed(trunk(run.sites, step)):
+        found[i] = total
+        gain = step.at("leaf_gain", i)
+        if run.sites[i].role == "weight" and gain is not None and math.isfinite(gain):
+            total += max(0.0, gain)
+    return found
+
+
+def _size(step: Step, index: int) -> float | None:
+    """log10 of the RMS of a site's outputs; None where that says nothing."""
+    size = log10(step.at("act_rms", index))
+    return size if size is not None and math.isfinite(size) else None
+
+
+def _places(run: Run, step: Step, scale: float) -> list[Where]:
     book = ledger(run.sites, step)
-    site = _loudest(run, step)
+    site, _ = _loudest(run, step, scale)
     large = [i for i, part in book.by_site if part >= 0.25 * book.total] if book is not None and book.total > 1 else []
     named = large[:2] if len(large) <= 2 else []
     return [where(run.sites[i]) for i in (site, *(i for i in named if i != site))]
 
 
-def _summary(run: Run, step: Step, value: float) -> str:
-    site = _loudest(run, step)
+def _summary(run: Run, step: Step, scale: float) -> str:
+    sites = run.sites
+    site, counted = _loudest(run, step, scale)
+    gain = log10_gain(step, site)
     assert step.output is not None
-    count = over_layers(layers(run.sites, step, site))
-    way = f"from {run.sites[step.output].site or 'the output'} to {place(run.sites[site])}"
-    return f"{way} the gradient grows by {decades(value, signed=False)} decades ({times(value)}){count}"
+    assert gain is not None
+    count = over_layers(layers(sites, step, site))
+    way = f"from {sites[step.output].site or 'the output'} to {place(sites[site])}"
+    part = f"; {decades(counted, signed=False)} of them count" if gain - counted > 0.05 else ""
+    return f"{way} the gradient grows by {decades(gain, signed=False)} decades ({times(gain)}){count}{part}"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from gradwell.errors import NotMeasurable
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import size
-from gradwell.records.run import Run
+from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding, Severity
 from gradwell.symptoms._updates import largest, owners, ratios
-from gradwell.symptoms._words import judged_at
+from gradwell.symptoms._words import adaptive, judged_at
 
 ORDER = 2
 SEVERAL = 3
 """Sampled steps that must be as large, so that one spike is no finding."""
+GAINED = 0.2
+"""Share of the loss at the start below which nothing has been gained."""
+ROUNDING = 1e-12
+"""Variance between samples over the mean square below which all of it may be float32's rounding."""
 
 SICK = (
     NetConfig(depth=3, init="he", lr=5.0),
@@ -33,7 +38,10 @@ HEALTHY = (
 )
 
 
-def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5, once: float = 3.0) -> Iterator[Finding]:
+def oversized_update(
+    run: Run, *, mild: float = 0.1, serious: float = 0.5, once: float = 3.0, alike: float = 1.0,
+    slight: float = 0.03, constant: float = 1.5,
+) -> Iterator[Finding]:  # fmt: skip
     """Steps so large that they throw away what the weights had learnt.
 
     What it does to training:
@@ -47,11 +55,17 @@ def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5, once:
         the finding is at most mild. One step that is `once` times as large as the weights is serious by itself: it
         leaves a random net of that size. Adam at 300 times its rate makes one such step and then ever smaller ones. For
         this, weights below torch's default size count as that, and those in front of a normalisation do not count.
+        Smaller steps are serious where the outputs show the wreck: nothing has been gained (the loss stands above four
+        fifths of its start), and the variance of the outputs between samples over their mean square is `alike` decades
+        lower in two sampled steps in a row than it has been, after steps of `mild` under SGD. After steps of
+        `slight`, under any optimizer, it must be `constant` decades lower, and the variance itself as well: a net that
+        learns its outputs' mean first lowers only the ratio, and under Adam one whose outputs have grown may come back.
 
     When it is no problem:
         LBFGS: its step is the end of a search. Biases and weights that start at zero are left out: any first step is
-        large for them. Adam bears ten times more than SGD, since its step does not grow with the gradient: at 0.2 to
-        0.4 in the first steps most nets still learn, only later.
+        large for them. The outputs of adversaries (GAN) may become alike while all is well and are not looked at. Adam
+        bears ten times more than SGD, since its step does not grow with the gradient: at 0.2 to 0.4 in the first steps
+        most nets still learn, only later.
 
     What helps first:
         A lower learning rate; warmup, where only the first steps are too large; clipping, where some are.
@@ -65,14 +79,58 @@ def oversized_update(run: Run, *, mild: float = 0.1, serious: float = 0.5, once:
     at_once = largest(run)
     single = at_once[1] >= once
     step, value = at_once if single else found[min(SEVERAL, len(found)) - 1]
-    if value < mild:
+    lost = wreck(run)
+    grows = value >= mild and lost[0] >= alike and adaptive(run) is False
+    wrecked = len(found) >= SEVERAL and (grows or (value >= slight and min(lost) >= constant))
+    if value < mild and not wrecked:
         return
-    several = value >= serious and len(found) >= SEVERAL
-    severity: Severity = "serious" if single or several else "mild"
-    large = sorted(s.step for s, ratio in found if ratio >= mild)
-    bound = once if single else serious if several else mild
+    several = len(found) >= SEVERAL and value >= serious
+    severity: Severity = "serious" if single or several or wrecked else "mild"
+    bound = once if single else serious if several else mild if value >= mild else slight
+    large = sorted(s.step for s, ratio in found if ratio >= min(mild, bound))
     times = "" if len(found) < SEVERAL else f" in {len(large)} of {len(found)} sampled steps"
     much = f"{size(value)} times" if value >= 10 else f"{100 * value:.3g} % of"
     text = f"one step changes the weights by {much} their size (median over the weight matrices){times}; 0.1 % is usual"
     evidence = [Evidence("update / weight", value, "ratio", bound), judged_at(step)]
+    if wrecked:
+        text += "; the outputs have become alike for all samples"
+        evidence.append(
+            Evidence("variance of the outputs between samples", -lost[0], "decades", -(alike if grows else constant))
+        )
     yield Finding("oversized_update", severity, owners(run, step, value), large[0], large[-1], evidence, text)
+
+
+def wreck(run: Run) -> tuple[float, float]:
+    """Decades by which the outputs' variance between samples is lower in the last two sampled steps than it has been:
+    over their mean square, and by itself.
+
+    (0, 0) where it was not measured, where the loss has fallen and where several optimizers take turns.
+    """
+    steps = [step for step in run.steps if step.output is not None and step.output == run.steps[-1].output]
+    found = [both for step in steps if (both := _spread(step)) is not None]
+    if len(run.header.optimizers) > 1 or len(found) < SEVERAL or _has_gained(run):
+        return 0.0, 0.0
+    shares, whole = zip(*found, strict=True)
+    return _fallen(shares), _fallen(whole)
+
+
+def _spread(step: Step) -> tuple[float, float] | None:
+    """Variance of the outputs between samples: over their mean square, and by itself; None where not measured."""
+    assert step.output is not None
+    share, rms = step.at("spread", step.output), step.at("act_rms", step.output)
+    if share is None or rms is None or not (math.isfinite(share) and math.isfinite(rms)):
+        return None
+    share = max(share, ROUNDING)
+    return share, share * rms * rms
+
+
+def _fallen(values: Sequence[float]) -> float:
+    now = max(values[-2:])
+    return math.log10(max(values) / now) if now > 0 else math.inf
+
+
+def _has_gained(run: Run) -> bool:
+    """Whether the newest sampled loss is well below the start; True where no loss is known."""
+    first = next((step.loss for step in run.steps if step.loss is not None), None)
+    last = run.steps[-1].loss
+    return first is None or last is None or first - last > GAINED * abs(first)

@@ -11,7 +11,7 @@ from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
 from gradwell.symptoms._units import fractions, hidden, kinds_with
-from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where, worst
+from gradwell.symptoms._words import adaptive, bound_of, grade, judged_at, needs_steps, place, span, where, worst
 
 ORDER = 4
 
@@ -31,7 +31,9 @@ MOST = 2.0
 """Decades that one layer counts at most: a layer that is all saturated is a random feature, not the end."""
 
 
-def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal: float = 6.0) -> Iterator[Finding]:
+def saturated_units(
+    run: Run, *, mild: float = 1.3, serious: float = 1.8, fatal: float = 6.0, adaptive_serious: float = 2.5
+) -> Iterator[Finding]:
     """Hidden units that sit on the flat ends of their activation, where its slope is almost zero.
 
     What it does to training:
@@ -45,7 +47,8 @@ def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal:
         gradient out over gradient in. The zeros of ReLU6 do not count: they are ReLU's. U = -sum of log10(1 -
         saturated share) over the hidden layers, each weighted with the share of the flow that passes it and counted
         with 2 decades at most: the decades by which open ways through the net are fewer. `mild`, `serious`, `fatal` in
-        decades. Over several sampled steps the median of the last third counts.
+        decades; under Adam and its kin, which lift small gradients, `adaptive_serious`, as without an optimizer. Over
+        several sampled steps the median of the last third counts.
 
     When it is no problem:
         Gates of recurrent cells are meant to saturate (they are inside the cell and not looked at). Binary codes.
@@ -59,7 +62,7 @@ def saturated_units(run: Run, *, mild: float = 1.3, serious: float = 2.5, fatal:
     needs_steps(run)
     if not any(hidden(run, step, "SATURATES") for step in run.steps):
         raise NotMeasurable("no hidden activation is flat on both sides: there is no sigmoid, tanh or kin of them.")
-    bounds = (mild, serious, fatal)
+    bounds = (mild, serious if adaptive(run) is False else adaptive_serious, fatal)
     ways = by_way(run) or [run]
     if all(shut(way, step) is None for way in ways for step in way.steps):
         raise NotMeasurable("no gradient went through the hidden activations, so their slopes are not known.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import size
-from gradwell.records.run import Run
+from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding, Severity
 from gradwell.symptoms._updates import owners, ratios
 from gradwell.symptoms._words import judged_at
@@ -17,6 +17,10 @@ SEVERAL = 3
 """Sampled steps from which on small steps, and no steps at all, are believed."""
 FINER = 0.9
 """Decades that float16 is finer than bfloat16: three bits."""
+RESOLUTION = 7.2
+"""Decades of float32: smaller steps are believed from the first one on."""
+WARMUP = 1.5
+"""Times that the steps have grown since the first one in a warmup."""
 
 SICK = (
     NetConfig(depth=3, init="he", lr=1e-8),
@@ -36,7 +40,7 @@ HEALTHY = (
 
 
 def undersized_update(
-    run: Run, *, mild: float = 6.0, serious: float = 7.2, half_mild: float = 3.7, half_serious: float = 4.7
+    run: Run, *, mild: float = 6.0, serious: float = 6.5, half_mild: float = 3.7, half_serious: float = 4.7
 ) -> Iterator[Finding]:
     """Steps so small that the weights hardly move, or do not move at all because the update is rounded away.
 
@@ -46,10 +50,11 @@ def undersized_update(
 
     How it is measured:
         RMS of the update (weight after the optimizer's step minus before) over RMS of the weight, the median over the
-        weights with two or more axes, in decades below 1, at the sampled step where it is largest. `serious` is the
-        resolution of float32 (6e-8); `mild` needs three sampled steps. In bfloat16 an update is lost at 2e-3 of a
-        weight, but some weights are small and move: `half_mild` (a tenth of that is seen) and `half_serious` (a
-        hundredth); 0.9 decades more for float16.
+        weights with two or more axes, in decades below 1, at the sampled step where it is largest: `mild`, `serious`.
+        At `serious` three million steps in the same direction are needed to change a weight by its size. It takes three
+        sampled steps, of which the last is not the largest by far, as in a warmup; one is enough below what
+        float32 resolves (6e-8). In bfloat16 an update is lost at 2e-3 of a weight, but some weights are small and move:
+        `half_mild` (a tenth of that is seen) and `half_serious` (a hundredth); 0.9 decades more for float16.
 
     When it is no problem:
         At the end of a schedule and in the first steps of a warmup: the largest step counts. A learning rate of zero
@@ -67,16 +72,16 @@ def undersized_update(
     step, value = max(found, key=lambda pair: pair[1])
     below = -math.log10(value) if value > 0 else math.inf
     bounds = _bounds(run.header.dtype, (mild, serious), (half_mild, half_serious))
-    several = len(found) >= SEVERAL
-    if below < bounds[0] or (not several and (below < bounds[1] or _idle(run))):
+    lost = below >= max(bounds[1], _resolution(run))
+    if below < bounds[0] or (len(found) < SEVERAL and (not lost or _idle(run))):
         return
-    severity: Severity = "serious" if below >= bounds[1] else "mild"
+    severity: Severity = "serious" if lost or (below >= bounds[1] and not _grows(found)) else "mild"
     limit = 10 ** -(bounds[1] if severity == "serious" else bounds[0])
     evidence = [Evidence("update / weight", value, "ratio", limit), judged_at(step)]
     if value == 0:
         text = f"no step changes any weight: the updates are rounded away in {run.header.dtype or 'this format'}"
     else:
-        more = f", the limit of what {run.header.dtype} can add" if severity == "serious" and run.header.dtype else ""
+        more = f", the limit of what {run.header.dtype} can add" if lost and run.header.dtype else ""
         text = (
             f"a step changes the weights by at most {size(value)} of their size (median over the weight matrices){more}"
         )
@@ -89,6 +94,16 @@ def _bounds(dtype: str, whole: Sequence[float], half: Sequence[float]) -> Sequen
     if dtype not in ("bfloat16", "float16"):
         return whole
     return [bound + (FINER if dtype == "float16" else 0.0) for bound in half]
+
+
+def _resolution(run: Run) -> float:
+    """Decades below which a step is lost in the weights' own rounding; for 16 bits the bounds say it."""
+    return 0.0 if run.header.dtype in ("bfloat16", "float16") else RESOLUTION
+
+
+def _grows(found: Sequence[tuple[Step, float]]) -> bool:
+    """True in a warmup: the last step is the largest, and larger than the first by far."""
+    return found[-1][1] >= max(WARMUP * found[0][1], *(ratio for _, ratio in found[:-1]))
 
 
 def _idle(run: Run) -> bool:

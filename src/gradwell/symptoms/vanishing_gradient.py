@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gradwell.measure.flow import Ledger, ledger
-from gradwell.measure.profile import Course, course, layers, pooled, through_depth, trunk, weight_of
+from gradwell.measure.profile import Course, between, course, layers, pooled, through_depth, trunk, weight_of
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades, size, times
 from gradwell.records.run import Run, Step, finite
@@ -29,6 +29,8 @@ from gradwell.symptoms.gradient_underflow import SMALLEST
 ORDER = 1
 FAR = 1e6
 """Times the smallest number of the format: a gradient above it does not underflow within one step of the way."""
+MOVES = 0.3
+"""Share of its size by which a step moves a weight that is about to grow out of what it takes."""
 CULPRIT = 0.25
 """Share of the total from which on a single site is named."""
 
@@ -78,11 +80,13 @@ def vanishing_gradient(
         weight gradients add up over the positions. Weight gradients are no measure: in a ReLU net they stay equally
         large over depth while everything vanishes. Bounds in decades: `mild`, `serious`, `fatal` for SGD and its kin;
         `adaptive_mild`, `adaptive_serious`, `adaptive_fatal` for adaptive optimizers while the smallest gradient (RMS
-        per element) is at least `eps_margin` times their eps. Without an optimizer the adaptive bounds hold and the
-        finding is at most serious. An exact zero is fatal, but for one behind a layer of dead units, which is the
-        business of `dead_units`, one of a branch that this batch does not use (a mask of zeros), and one behind a
-        weight that starts at zero and is about to move (Fixup's head). Over several sampled steps the median of the
-        last third counts; when only the start was bad, the finding is mild and says when it was over.
+        per element, of the weights that are no vectors) is at least `eps_margin` times their eps. Without an optimizer
+        the adaptive bounds hold and the finding is at most serious. Weights so small that one step of the optimizer
+        moves them by a third of their size grow out of it: what they take counts as mild at most. An exact zero is
+        fatal, but for one behind a layer of dead units, which is the business of `dead_units`, one of a branch that
+        this batch does not use (a mask of zeros), and one behind a weight that starts at zero and is about to move
+        (Fixup's head). Over several sampled steps the median of the last third counts; when only the start was bad, the
+        finding is mild and says when it was over.
 
     When it is no problem:
         Behind shortcuts: the branch may vanish while the trunk does not. Late in training, when the loss is near
@@ -106,6 +110,35 @@ def lost(run: Run, step: Step) -> float | None:
     taken = pooled(run.sites, step)
     gains = [gain - taken[i] for i, gain in _gains(run, step)]
     return None if not gains else max(0.0, -min(gains))
+
+
+def lasting(run: Run, step: Step) -> float:
+    """D without what weights take that are about to grow: weights so small that one step of the optimizer moves them
+    by much of their size. The gradient through them, and with it the next step, grows as they do.
+    """
+    pooling, moving = pooled(run.sites, step), _moving(run, step)
+    return max(0.0, *(pooling[i] + moving[i] - gain for i, gain in _gains(run, step)))
+
+
+def _moving(run: Run, step: Step) -> dict[int, float]:
+    """Decades (0 or negative) that weights which are about to grow take between each site and the output."""
+    taken: dict[int, float] = {}
+    total = 0.0
+    for i in reversed(between(run.sites, step)):
+        taken[i] = total
+        flow, gain = step.at("flow", i), step.at("leaf_gain", i)
+        if run.sites[i].role == "weight" and flow and gain is not None and -math.inf < gain < 0 and moves(run, step, i):
+            total += flow * gain
+    return taken
+
+
+def moves(run: Run, step: Step, index: int) -> bool:
+    """Whether this step changes a site's weight by much of its size."""
+    weight = weight_of(run, index)
+    if weight is None:
+        return False
+    size, update = step.of("weight_rms", weight), step.of("update_rms", weight)
+    return bool(size and update and update >= MOVES * size)
 
 
 def _gains(run: Run, step: Step) -> list[tuple[int, float]]:
@@ -176,6 +209,8 @@ class _Judge:
         if value == math.inf:
             return "fatal"
         severity = grade(value, self.bounds(step))
+        if severity is not None:
+            severity = milder(severity, grade(lasting(self.run, step), self.bounds(step)) or "mild")
         return milder(severity, "serious") if self.adaptive is None else severity
 
     def finding(self, whole: Course, severity: Severity) -> Finding:
@@ -241,6 +276,11 @@ class _Judge:
         if self.adaptive is None and plain != self(value, step):
             return f"; without an optimizer judged as under Adam; under plain SGD it would be {plain}"
         quiet, optimizer = quietest(self.run, step), self.run.optimizer
+        if grade(value, self.bounds(step)) != grade(lasting(self.run, step), self.bounds(step)):
+            ready = [i for i in trunk(self.run.sites, step) if moves(self.run, step, i)]
+            names = ", ".join(self.run.sites[i].site for i in ready[:3])
+            more = f" and {len(ready) - 3} more" if len(ready) > 3 else ""
+            return f"; a step moves the weights of {names}{more} by more than {MOVES:.0%} of their size: they will grow"
         if self.adaptive and optimizer and quiet is not None and quiet < self.floor():
             eps = f"{self.floor() / self.eps_margin:g}"
             return f"; gradients of {size(quiet)} are too small for {optimizer.kind}'s eps of {eps} to be rescaled"
@@ -248,9 +288,12 @@ class _Judge:
 
 
 def quietest(run: Run, step: Step) -> float | None:
-    """The smallest gradient (RMS per element, loss scale taken off) of a weight on the trunk."""
+    """The smallest gradient (RMS per element, loss scale taken off) of a weight on the trunk; a vector (one number for
+    each channel) counts only where there is nothing else.
+    """
     weights = [weight_of(run, i) for i in trunk(run.sites, step) if run.sites[i].role in ("weight", "source")]
-    sizes = finite([step.of("grad_rms", i) for i in weights if i is not None])
+    matrices = [i for i in weights if i is not None and sum(axis > 1 for axis in run.header.params[i].shape) > 1]
+    sizes = finite([step.of("grad_rms", i) for i in matrices or weights if i is not None])
     return min(sizes) / (step.loss_scale or 1.0) if sizes else None
 
 
