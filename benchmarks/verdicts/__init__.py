@@ -4,5 +4,6 @@
 `labels` the truth (outcomes of training, and a float64 measurement without gradwell), `peers` the rules of other tools,
 `ours` gradwell's verdict, `score` the tables.
 
-    python -m benchmarks.verdicts [--only ID] [--seeds 0 1 2] [--label] [--out FILE] [--again FILE] [--docs]
+    python -m benchmarks.verdicts [--only ID] [--seeds 0 1 2] [--label] [--out FILE] [--join FILE ...]
+                                  [--again FILE ...] [--docs]
 """

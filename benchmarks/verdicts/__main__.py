@@ -127,6 +127,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--missing", action="store_true", help="with --label: only the missing and stale ones")
     parser.add_argument("--out", type=Path, help="keep the records of all runs in this file")
     parser.add_argument("--again", nargs="*", type=Path, help="judge such files with the rules of now")
+    parser.add_argument("--join", nargs="*", type=Path, help="the tables of such files, as it was heard then")
     parser.add_argument("--docs", action="store_true", help="write the tables into docs/benchmarks.md")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -138,7 +139,8 @@ def main(arguments: Sequence[str]) -> None:
         renew(stale if options.missing else cases, options.seeds)
         return
     rows: list[Row] = []
-    for seen in seen_now(cases, options.seeds, options.out) if options.again is None else seen_before(options.again):
+    kept = options.again or options.join
+    for seen in seen_before(kept) if kept else seen_now(cases, options.seeds, options.out):
         rows.append(judge(seen, known, again=options.again is not None))
         head = f"{rows[-1].id}: {rows[-1].label}, said {rows[-1].said.verdict}"
         print("\n".join([head, *score.problems(rows[-1:])]), flush=True)

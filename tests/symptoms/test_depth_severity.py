@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradwell.journeys.check import measure
-from gradwell.measure.profile import by_way, log10_gain
+from gradwell.lab.tasks import setup
+from gradwell.measure.profile import by_way, log10_gain, normalised
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run
 from gradwell.symptoms.exploding_gradient import exploding_gradient, grown
@@ -258,3 +259,65 @@ def test_a_way_that_one_step_of_many_takes_is_not_judged(check_run):
     assert len(by_way(twice)) == 2
     assert severity(vanishing_gradient, twice) == severity(vanishing_gradient, sick) == "fatal"
     assert severity(vanishing_gradient, msgspec.structs.replace(sick, steps=[usual, rare])) == "fatal"
+
+
+# One normalisation on several taps.
+
+
+class Tapped(nn.Module):
+    """Residual branches of small weights; what the stream holds after each block is normalised, or not, and summed."""
+
+    def __init__(self, *, normalised: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(64, 64)
+        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+        self.norm = nn.LayerNorm(64) if normalised else nn.Identity()
+        self.head = nn.Linear(64, 10)
+        for layer in (self.stem, *self.blocks):
+            nn.init.normal_(layer.weight, 0, 1e-3)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, taps = self.stem(x), []
+        for block in self.blocks:
+            x = x + F.gelu(block(x))
+            taps.append(self.norm(x))
+        return self.head(sum(taps))
+
+
+def test_what_one_normalisation_reads_on_several_taps_does_not_count():
+    model = Tapped(normalised=True)
+    run = measure(model, data(), loss_fn, adam(model))
+    step = run.steps[0]
+    stem = next(i for i, site in enumerate(run.sites) if site.site == "stem")
+    assert log10_gain(step, stem) > 1.5
+    taps = [i for i, site in enumerate(run.sites) if site.site == "norm"]
+    assert len(taps) == 4
+    assert max(step.at("flow", i) for i in taps) < 0.5 < sum(step.at("flow", i) for i in taps)
+    assert stem in normalised(run.sites, step)
+    assert list(exploding_gradient(run)) == []
+    bare = Tapped(normalised=False)
+    assert not normalised((other := measure(bare, data(), loss_fn, adam(bare))).sites, other.steps[0])
+
+
+# A start that has wrecked the net.
+
+
+def explodes_then_fades(losses: list[float]) -> Run:
+    """Nine sampled steps of a net whose gradient explodes in the first three."""
+    shape = NetConfig(depth=12, init="he", gain=3.0)
+    sick, sound = (measure(*setup(msgspec.structs.replace(shape, gain=gain))) for gain in (3.0, 1.0))
+    steps = [
+        msgspec.structs.replace((sick if n < 3 else sound).steps[0], step=n, loss=loss) for n, loss in enumerate(losses)
+    ]
+    return msgspec.structs.replace(sick, steps=steps)
+
+
+def test_an_explosion_that_has_wrecked_the_net_is_not_recovered():
+    (still,) = exploding_gradient(explodes_then_fades([2.3, 9.0, 2.5, *[2.3] * 6]))
+    assert still.severity == "fatal"
+    assert "the loss is still where it began" in still.summary
+    (better,) = exploding_gradient(explodes_then_fades([2.3, 9.0, 2.5, *[1.0] * 6]))
+    assert better.severity == "mild"
+    assert "recovered" in better.summary

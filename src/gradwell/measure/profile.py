@@ -20,6 +20,8 @@ from gradwell.records.run import Header, Run, Site, Step
 
 CARRIES = 0.5
 """Share of the flow above which a site belongs to the trunk."""
+SLACK = 0.01
+"""What the flow of calls side by side may be above 1 by rounding."""
 RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 """Recurrent layers: role "other", but what they take is lost, unlike what pooling takes."""
 FEWEST_CALLS = 8
@@ -81,9 +83,10 @@ def profile(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
 def normalised(sites: Sequence[Site], step: Step) -> set[int]:
     """Sites of the trunk whose scale a later normalisation takes away: from a weight layer on to the next of them.
 
-    So does one that stands right behind another: rows of zeros are zeros behind the first as well.
+    So does one that stands right behind another: rows of zeros are zeros behind the first as well. And one that is
+    called on several taps, whose calls together carry the trunk's flow.
     """
-    way = trunk(sites, step)
+    way = _with_taps(sites, step)
     last = max((n for n, i in enumerate(way) if sites[i].role == "norm"), default=0)
     found: set[int] = set()
     free = True
@@ -99,6 +102,17 @@ def normalised(sites: Sequence[Site], step: Step) -> set[int]:
         if sites[i].role in ("norm", "weight", "activation"):
             read = sites[i].role == "norm"
     return found
+
+
+def _with_taps(sites: Sequence[Site], step: Step) -> list[int]:
+    """The trunk, and the calls side by side of one normalisation that carry more than half of the flow together."""
+    carried: dict[str, float] = {}
+    for i in between(sites, step):
+        if sites[i].role == "norm":
+            carried[sites[i].site] = carried.get(sites[i].site, 0.0) + (step.at("flow", i) or 0.0)
+    taps = {name for name, flow in carried.items() if CARRIES < flow < 1 + SLACK}  # calls in a row carry it each
+    on_trunk = set(trunk(sites, step))
+    return [i for i in between(sites, step) if i in on_trunk or (sites[i].role == "norm" and sites[i].site in taps)]
 
 
 @once_a_step

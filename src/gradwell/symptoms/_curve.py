@@ -14,6 +14,16 @@ from gradwell.records.verdict import Evidence
 from gradwell.symptoms._updates import ratios
 from gradwell.symptoms._words import judged_at, needs_steps
 
+GAINED = 0.2
+"""Share of the loss at the start below which nothing has been gained."""
+
+
+def has_gained(run: Run) -> bool:
+    """Whether the newest sampled loss is well below the start; True where no loss is known."""
+    first = next((step.loss for step in run.steps if step.loss is not None), None)
+    last = run.steps[-1].loss
+    return first is None or last is None or first - last > GAINED * abs(first)
+
 
 def curves(run: Run, least: int) -> list[Curve]:
     """The loss curves with at least so many finite losses, without those that are not.

@@ -12,6 +12,7 @@ from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades, log10, times
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import RANK, Evidence, Finding, Severity, Where
+from gradwell.symptoms._curve import has_gained
 from gradwell.symptoms._words import (
     adaptive,
     bound_of,
@@ -74,8 +75,9 @@ def exploding_gradient(
         is chaos. Under an adaptive optimizer the first part counts `adaptive_scale` times. `mild`, `serious`, `fatal`
         (under an adaptive optimizer `adaptive_fatal`) in decades; without an optimizer at most serious. Over several
         sampled steps the median of the last third counts, over fewer than six the higher median of all (the bounds are
-        those of a first step); when only the start was bad, the finding is mild. Gradients that are NaN or infinite are
-        the business of `nonfinite_value`.
+        those of a first step); when only the start was bad, the finding is mild,
+        unless it was so at the first step and the loss has not fallen by a fifth since: then the steps have wrecked the
+        net. Gradients that are NaN or infinite are the business of `nonfinite_value`.
 
     When it is no problem:
         Half a decade up or down is luck at width 64. Batch norm without shortcuts grows by a factor 1.2 a layer: 12
@@ -110,13 +112,19 @@ def _judge(run: Run, bounds: Sequence[float], share: float) -> Iterator[Finding]
         text = _summary(run, whole.last_step, share)
         yield Finding("exploding_gradient", end, _places(run, whole.last_step, share), first, last, evidence, text)
     elif start is not None and RANK[start] >= RANK["serious"]:
+        step, value = whole.values[0]
+        at_once = milder(grade(value, bounds), most)
+        wrecked = at_once is not None and RANK[at_once] >= RANK["serious"] and not has_gained(run)
+        if not wrecked:
+            step, value, at_once = whole.first_step, whole.start, start
         text = (
-            f"at the start the gradient grew by {decades(whole.start, signed=False)} decades on its way to the input "
-            f"({start}); recovered, now {decades(whole.end, signed=False)}"
+            f"at the start the gradient grew by {decades(value, signed=False)} decades on its way to the input "
+            f"({at_once}); {'the loss is still where it began' if wrecked else 'recovered'}, now "
+            f"{decades(whole.end, signed=False)}"
         )
-        evidence = [Evidence("log10_gain at the start", whole.start, "decades", bounds[0]), judged_at(whole.first_step)]
-        places = _places(run, whole.first_step, share)
-        yield Finding("exploding_gradient", "mild", places, first, last, evidence, text)
+        evidence = [Evidence("log10_gain at the start", value, "decades", bounds[0]), judged_at(step)]
+        severity: Severity = at_once if wrecked and at_once else "mild"
+        yield Finding("exploding_gradient", severity, _places(run, step, share), first, last, evidence, text)
 
 
 def grown(run: Run, step: Step, *, scale: float = 1.0) -> float | None:

@@ -10,14 +10,13 @@ from gradwell.records.net import NetConfig
 from gradwell.records.numbers import size
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding, Severity
+from gradwell.symptoms._curve import has_gained
 from gradwell.symptoms._updates import largest, owners, ratios
 from gradwell.symptoms._words import adaptive, judged_at
 
 ORDER = 2
 SEVERAL = 3
 """Sampled steps that must be as large, so that one spike is no finding."""
-GAINED = 0.2
-"""Share of the loss at the start below which nothing has been gained."""
 ROUNDING = 1e-12
 """Variance between samples over the mean square below which all of it may be float32's rounding."""
 
@@ -108,7 +107,7 @@ def wreck(run: Run) -> tuple[float, float]:
     """
     steps = [step for step in run.steps if step.output is not None and step.output == run.steps[-1].output]
     found = [both for step in steps if (both := _spread(step)) is not None]
-    if len(run.header.optimizers) > 1 or len(found) < SEVERAL or _has_gained(run):
+    if len(run.header.optimizers) > 1 or len(found) < SEVERAL or has_gained(run):
         return 0.0, 0.0
     shares, whole = zip(*found, strict=True)
     return _fallen(shares), _fallen(whole)
@@ -127,10 +126,3 @@ def _spread(step: Step) -> tuple[float, float] | None:
 def _fallen(values: Sequence[float]) -> float:
     now = max(values[-2:])
     return math.log10(max(values) / now) if now > 0 else math.inf
-
-
-def _has_gained(run: Run) -> bool:
-    """Whether the newest sampled loss is well below the start; True where no loss is known."""
-    first = next((step.loss for step in run.steps if step.loss is not None), None)
-    last = run.steps[-1].loss
-    return first is None or last is None or first - last > GAINED * abs(first)
