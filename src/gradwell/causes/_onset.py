@@ -20,6 +20,8 @@ def came_later(run: Run, finding: Finding) -> bool:
     """True where the network was sound at the first sampled step: at most a milder case of the same, and no gradient
     that explodes seriously.
     """
+    if len(run.steps) == 1 and not run.events:  # a check: there is nothing later
+        return False
     before = _at_first(run, finding.symptom)
     most = min(RANK[finding.severity], RANK["serious"])
     return before < most and not exploded(run)

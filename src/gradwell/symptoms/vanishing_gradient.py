@@ -116,6 +116,8 @@ def lasting(run: Run, step: Step) -> float:
     """D without what weights take that are about to grow: weights so small that one step of the optimizer moves them
     by much of their size. The gradient through them, and with it the next step, grows as they do.
     """
+    if not any(step.params.get("update_rms", [])):  # no optimizer, no step
+        return lost(run, step) or 0.0
     pooling, moving = pooled(run.sites, step), _moving(run, step)
     return max(0.0, *(pooling[i] + moving[i] - gain for i, gain in _gains(run, step)))
 
