@@ -380,9 +380,10 @@ def lab_run(
 
 
 def _write_file(path: Path, content: bytes) -> None:
+    from gradwell.journeys.report import write_whole
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_whole(path, content)
     except OSError as problem:
         raise UnreadableInput(f"Cannot write {path}: {problem.strerror}; name a place that can be written.") from None
 

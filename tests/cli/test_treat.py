@@ -151,3 +151,11 @@ def test_a_full_disk_loses_neither_the_treatment_nor_what_was_there(gradwell, ta
     assert "NOTHING TO CURE" in done.err
     assert (tmp_path / "out.json").read_text() == "before"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_link_is_written_through_and_stays_a_link(gradwell, target, tmp_path):
+    (tmp_path / "there").write_text("before")
+    (tmp_path / "link").symlink_to(tmp_path / "there")  # as /dev/stdout is one
+    assert gradwell("treat", f"{target}:healthy", "--json", "link").status == 0
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "there").read_text())["schema"] == 1

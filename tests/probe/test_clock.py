@@ -134,19 +134,24 @@ def test_lbfgs_takes_many_backwards_a_step():
     assert all(v > 0 for s in said.steps for v in s.params["update_rms"])
 
 
+def play(maker: nn.Module, judge: nn.Module, *, rounds: int) -> None:
+    """A GAN's training: the judge steps between the maker's forward pass and its backward."""
+    one, two = sgd(judge), sgd(maker)
+    for _ in range(rounds):
+        fake = maker(torch.randn(6, 4))
+        one.zero_grad()
+        (judge(X).mean() - judge(fake.detach()).mean()).backward()
+        one.step()
+        two.zero_grad()
+        judge(fake).mean().backward()
+        two.step()
+
+
 def test_two_optimizers_of_a_gan_both_step():
     with watching(every=1) as (monitor, said):
         torch.manual_seed(1)
         maker, judge = nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
-        one, two = sgd(judge), sgd(maker)
-        for _ in range(3):
-            fake = maker(torch.randn(6, 4))
-            one.zero_grad()
-            (judge(X).mean() - judge(fake.detach()).mean()).backward()
-            one.step()
-            two.zero_grad()
-            judge(fake).mean().backward()
-            two.step()
+        play(maker, judge, rounds=3)
     assert (monitor.steps, monitor.micro_steps) == (6, 6)
     assert [s.step for s in said.steps] == list(range(6))
     groups = {p.group for p in monitor.recorder.params}
@@ -157,15 +162,7 @@ def test_the_maker_of_a_gan_keeps_its_sites():
     with watching(every=1) as (monitor, said):
         maker = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
         judge = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
-        one, two = sgd(judge), sgd(maker)
-        for _ in range(2):
-            fake = maker(torch.randn(6, 4))
-            one.zero_grad()
-            (judge(X).mean() - judge(fake.detach()).mean()).backward()
-            one.step()
-            two.zero_grad()
-            judge(fake).mean().backward()
-            two.step()
+        play(maker, judge, rounds=2)
     kinds = {monitor.recorder.sites[i].kind for i, d in enumerate(said.steps[1].sites["delta_norm"]) if d is not None}
     assert kinds == {"Linear", "Tanh", "ReLU"}
 
@@ -176,15 +173,7 @@ def test_the_maker_of_a_gan_keeps_its_sites_wherever_sampling_begins():
         with watching(every=every) as (monitor, said):
             torch.manual_seed(2)
             maker, judge = nn.Sequential(nn.Linear(4, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
-            one, two = sgd(judge), sgd(maker)
-            for _ in range(8):
-                fake = maker(torch.randn(6, 4))
-                one.zero_grad()
-                (judge(X).mean() - judge(fake.detach()).mean()).backward()
-                one.step()
-                two.zero_grad()
-                judge(fake).mean().backward()
-                two.step()
+            play(maker, judge, rounds=8)
         names = [f"{site.site} #{site.call}" for site in monitor.recorder.sites]
         measured = [[d is not None for d in step.sites["delta_norm"]] for step in said.steps]
         places[every] = {step.step: set(compress(names, m)) for step, m in zip(said.steps, measured, strict=True)}

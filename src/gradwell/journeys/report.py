@@ -145,17 +145,25 @@ def write_treatment(
 
 
 def _written(path: Path, content: Callable[[], bytes], say: Callable[[str], None]) -> bool:
-    """Whole or not at all: on a full disk the file that was there before stays."""
-    part = path.with_name(f"{path.name}.part") if path.is_file() or not path.exists() else path  # a pipe is no file
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content())
-        if part != path:
-            part.replace(path)
+        write_whole(path, content())
     except OSError as problem:
-        if part != path:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
         say(f"Cannot write {path}: {problem.strerror or problem}; name a place that can be written.")
         return False
     return True
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, with the folders above it, whole or not at all: on a full disk what was there before stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a pipe, or /dev/stdout: never replaced
+        path.write_bytes(content)
+        return
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

@@ -117,10 +117,11 @@ def _judge(run: Run, bounds: Sequence[float], share: float) -> Iterator[Finding]
         wrecked = at_once is not None and RANK[at_once] >= RANK["serious"] and not has_gained(run)
         if not wrecked:
             step, value, at_once = whole.first_step, whole.start, start
+        now = decades(whole.end, signed=False)
+        since = f"now {now} decades, and the loss is still where it began" if wrecked else f"recovered, now {now}"
         text = (
             f"at the start the gradient grew by {decades(value, signed=False)} decades on its way to the input "
-            f"({at_once}); {'the loss is still where it began' if wrecked else 'recovered'}, now "
-            f"{decades(whole.end, signed=False)}"
+            f"({at_once}); {since}"
         )
         evidence = [Evidence("log10_gain at the start", value, "decades", bounds[0]), judged_at(step)]
         severity: Severity = at_once if wrecked and at_once else "mild"

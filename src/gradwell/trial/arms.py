@@ -86,7 +86,7 @@ def candidates(run: Run, diagnosis: Diagnosis, *, most: int = MOST) -> list[Arm]
 
 def _more(run: Run, diagnosis: Diagnosis, plans: Sequence[Prescription]) -> list[Arm]:
     """Other settings of the first remedy, and what fits any training, asked for the worst finding."""
-    case = Case(run, run.steps[0], diagnosis.findings[0], diagnosis.causes(0))
+    case = _worst(run, diagnosis)
     entries = shelf("gradwell.remedies")
     first = [plan.remedies[0].id for plan in plans[:1]]
     others = [(remedy, settings) for remedy in first for settings in entries[remedy].fact("GRID")]
@@ -99,13 +99,17 @@ def arm(plan: Prescription) -> Arm:
     return Arm(tuple(plan.remedies), plan.in_your_code)
 
 
+def _worst(run: Run, diagnosis: Diagnosis) -> Case:
+    return Case(run, run.steps[0], diagnosis.findings[0], diagnosis.causes(0))
+
+
 def with_lines(item: Arm, run: Run, diagnosis: Diagnosis) -> Arm:
     """The arm with its lines to paste, where it has none; where a remedy has none for this training, its name stands
     for them.
     """
     if item.in_your_code or not item.remedies:
         return item
-    case = Case(run, run.steps[0], diagnosis.findings[0], diagnosis.causes(0)) if diagnosis.findings else None
+    case = _worst(run, diagnosis) if diagnosis.findings else None
     plans = [
         _asked(case, remedy) or Prescription([remedy], "", f"# {told_remedy(remedy)} comes here")
         for remedy in item.remedies
