@@ -163,8 +163,10 @@ def method_words(treatment: Treatment) -> str:
     control, itself = treatment.control, "; there was no time for the control"
     if control is not None and control.effect_log10_loss is not None:
         itself = f"; the baseline against itself: {number(control.effect_log10_loss)} ({span(control.interval)})"
+    left = any(outcome.interval[0] is None for outcome in treatment.outcomes)
+    screened = " An arm without an interval left in the screening, or had no time." if left else ""
     return (
         f"{treatment.steps} steps a run, {treatment.seeds} fresh seeds, each arm at its own best learning rate, the "
         f"baseline at x{treatment.baseline.lr_scale:g} of its rate{itself}. "
-        f"{treatment.seconds:.0f} seconds."
+        f"{treatment.seconds:.0f} seconds.{screened}"
     )
