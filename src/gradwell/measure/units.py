@@ -1,15 +1,19 @@
-"""Statistics of units and slopes from small samples; equal shapes are done in one stack."""
+"""Statistics of units and slopes from small samples; many sites are done in one table."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+AT_ONCE = 131_072
+"""Elements that are measured in one table, about: what stays in the processor's cache."""
 
 
 def unit_statistics(samples: Sequence[Array]) -> list[tuple[float | None, float | None, float | None]]:
@@ -19,43 +23,54 @@ def unit_statistics(samples: Sequence[Array]) -> list[tuple[float | None, float 
     `spread`: variance between the samples of the batch over the mean square; nan for a batch of one and for zeros.
     """
     answers: list[Any] = [(None, None, None)] * len(samples)
-    for members in _alike(samples):
-        for start in range(0, len(members), 512):
-            part = members[start : start + 512]
-            stacked = np.concatenate([samples[i][None] for i in part])
-            with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
-                rows = _statistics(stacked)
-            for i, row in zip(part, rows, strict=True):
-                answers[i] = tuple(row)
+    for members in _alike(samples, [(len(x), x.dtype) for x in samples]):
+        with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
+            rows = _statistics([samples[i].reshape(len(samples[i]), -1) for i in members])
+        for i, row in zip(members, rows, strict=True):
+            answers[i] = row
     return answers
 
 
-def _alike(samples: Sequence[Array]) -> list[list[int]]:
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for i, values in enumerate(samples):
-        if values.size:
-            groups.setdefault((values.shape, values.dtype), []).append(i)
-    return list(groups.values())
+def _alike(arrays: Sequence[Array], kinds: Sequence[Any]) -> list[list[int]]:
+    """The indices of the arrays of one kind, not too many together; empty ones are left out."""
+    groups: dict[Any, list[list[int]]] = {}
+    room: dict[Any, int] = {}
+    for i, (array, kind) in enumerate(zip(arrays, kinds, strict=True)):
+        if not array.size:
+            continue
+        if room.get(kind, 0) <= 0:
+            groups.setdefault(kind, []).append([])
+            room[kind] = AT_ONCE
+        groups[kind][-1].append(i)
+        room[kind] -= array.size
+    return [part for parts in groups.values() for part in parts]
 
 
-def _statistics(x: Array) -> list[list[float]]:
-    # x: (S, B, P, U). Sums are matrix products: numpy's own are five times slower.
-    flat = x.reshape(len(x), -1)
-    ones = np.ones(flat.shape[1], x.dtype)
-    columns = [flat @ ones / flat.shape[1], 1 - (flat != 0).astype(x.dtype) @ ones / flat.shape[1]]
-    if x.shape[1] > 1:
-        # Differences from the first sample keep the digits that subtracting mean squares would lose.
-        apart = x - x[:, :1]
-        all_apart = apart.reshape(len(x), -1)
-        between = np.einsum("se,se->s", all_apart, all_apart) / x.shape[1]
-        centre = np.full(x.shape[1], 1 / x.shape[1], x.dtype) @ apart.reshape(len(x), x.shape[1], -1)
-        between -= np.einsum("se,se->s", centre, centre)
-        square = np.einsum("se,se->s", flat, flat) / x.shape[1]
-        columns.append(np.maximum(between, 0) / square)
-    else:
-        columns.append(np.full(len(x), math.nan))
-    rows: list[list[float]] = np.stack(columns, 1).tolist()
-    return rows
+def _starts(lengths: Sequence[int]) -> list[int]:
+    """Where each of several rows begins when they are put one behind the other."""
+    return [0, *accumulate(lengths[:-1])]
+
+
+def _statistics(sites: list[Array]) -> list[tuple[float, float, float]]:
+    # sites: (B, E) each; side by side they make one table (B, 3, E) that one matrix product sums over B.
+    batch, widths = len(sites[0]), [x.shape[1] for x in sites]
+    table = np.empty((batch, 3, sum(widths)), sites[0].dtype)
+    apart, nonzero, square = table[:, 0], table[:, 1], table[:, 2]
+    np.concatenate(sites, axis=1, out=apart)
+    np.not_equal(apart, 0, out=nonzero)
+    # Differences from the first sample keep the digits that subtracting mean squares would lose.
+    first = apart[0].astype(np.float64)
+    np.subtract(apart, apart[0].copy(), out=apart)
+    np.multiply(apart, apart, out=square)
+    change, alive, spread = (np.ones(batch, table.dtype) @ table.reshape(batch, -1)).astype(np.float64).reshape(3, -1)
+    rows = np.stack([
+        change + batch * first, alive, spread - change * change / batch, spread + (2 * change + batch * first) * first
+    ])  # fmt: skip
+    total, alive, between, square = np.add.reduceat(rows, _starts(widths), axis=1).tolist()
+    return [
+        (t / (batch * n), 1 - a / (batch * n), max(b, 0.0) / s if s and batch > 1 else math.nan)
+        for t, a, b, s, n in zip(total, alive, between, square, widths, strict=True)
+    ]
 
 
 def slope_statistics(ratios: Sequence[Array], ceilings: Sequence[float]) -> list[tuple[float, float]]:
@@ -65,19 +80,19 @@ def slope_statistics(ratios: Sequence[Array], ceilings: Sequence[float]) -> list
     activation has. (nan, nan) where no element got a gradient.
     """
     answers = [(math.nan, math.nan)] * len(ratios)
-    for members in _alike(ratios):
-        slope = np.abs(np.stack([ratios[i] for i in members]), dtype=np.float64)
-        bound = np.array([[ceilings[i] / 20] for i in members])
+    for members in _alike(ratios, [x.dtype for x in ratios]):
+        lengths = [ratios[i].size for i in members]
+        starts = _starts(lengths)
+        slope = np.abs(np.concatenate([ratios[i] for i in members]), dtype=np.float64)
+        low = slope < np.repeat([ceilings[i] / 20 for i in members], lengths)
         known = np.isfinite(slope)
-        if known.all():
-            count = np.full(len(members), slope.shape[1])
-        else:
-            count = np.count_nonzero(known, axis=1)
+        if not known.all():
             slope[~known] = 0
-        low = np.count_nonzero(slope < bound, axis=1) - (slope.shape[1] - count)
-        square = np.einsum("se,se->s", slope, slope)
-        for i, n, s, f in zip(members, count.tolist(), square.tolist(), low.tolist(), strict=True):
-            answers[i] = (s / n, f / n) if n else (math.nan, math.nan)
+            lengths = np.add.reduceat(known, starts, dtype=np.intp).tolist()
+        squares = np.add.reduceat(slope * slope, starts).tolist()
+        saturated = np.add.reduceat(low, starts, dtype=np.intp).tolist()
+        for i, n, square, few in zip(members, lengths, squares, saturated, strict=True):
+            answers[i] = (square / n, few / n) if n else (math.nan, math.nan)
     return answers
 
 
@@ -106,7 +121,7 @@ FEWEST_TWINS = 0.25
 def may_have_twins(columns: Sequence[Array]) -> list[bool]:
     """For the first column of each weight: False where fewer than a quarter of its rows can share it with another."""
     answers = [False] * len(columns)
-    for members in _alike(columns):
+    for members in _alike(columns, [(x.shape, x.dtype) for x in columns]):
         first = np.sort([columns[i] for i in members], axis=1)
         size = np.maximum(np.abs(first[:, 0]), np.abs(first[:, -1]))
         with np.errstate(all="ignore"):  # what is not finite is counted elsewhere

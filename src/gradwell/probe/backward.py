@@ -479,7 +479,7 @@ def _finish_arrivals(waiting: list[Visit]) -> None:
 
 def _divide_all(pairs: list[tuple[Visit, Visit]]) -> None:
     """Gradient sent on / gradient arrived of activations, each with the site that gets what it sends; alike ones in
-    one stack.
+    one row.
     """
     samples: dict[Any, list[tuple[Visit, sizes.Array, sizes.Array]]] = {}
     for visit, below in pairs:
@@ -489,12 +489,14 @@ def _divide_all(pairs: list[tuple[Visit, Visit]]) -> None:
             continue
         on, arrived = sizes.thinned_flat(below.array), sizes.thinned_flat(visit.array)
         if on.shape == arrived.shape:
-            samples.setdefault((on.shape, on.dtype), []).append((visit, on, arrived))
+            samples.setdefault((on.dtype, arrived.dtype), []).append((visit, on, arrived))
     for alike in samples.values():
         with np.errstate(all="ignore"):  # 0/0 is an element without a gradient
-            ratios = np.stack([on for _, on, _ in alike]) / np.stack([arrived for _, _, arrived in alike])
-        for (visit, _, _), ratio in zip(alike, ratios, strict=True):
-            visit.ratio = ratio
+            ratios = np.concatenate([on for _, on, _ in alike]) / np.concatenate([arrived for _, _, arrived in alike])
+        start = 0
+        for visit, on, _ in alike:
+            visit.ratio = ratios[start : start + on.size]
+            start += on.size
 
 
 def _finish_units(visits: list[Visit]) -> None:

@@ -46,13 +46,6 @@ def l2(tensor: Tensor) -> float:
     return l2_of(tensor, in_memory(tensor))
 
 
-def l2_and_sample(tensor: Tensor) -> tuple[float, Sample]:
-    """`l2` and `sample` of one tensor, with one look at its memory."""
-    array = in_memory(tensor)
-    taken = _thinned(tensor.detach() if array is None else array)
-    return l2_of(tensor, array), taken.clone() if array is None else taken.copy()
-
-
 def l2_of(tensor: Tensor, array: Array | None) -> float:
     """`l2` of a tensor whose memory has been looked at."""
     if array is not None:
@@ -97,10 +90,12 @@ def sample(tensor: Tensor) -> Sample:
     Units are channels (axis 1) for images and volumes, the last axis otherwise. The copy is taken at once, since
     the next in-place operation would overwrite the values (PITFALLS P20).
     """
-    return l2_and_sample(tensor)[1]
+    array = in_memory(tensor)
+    return thinned(tensor.detach()).clone() if array is None else thinned(array).copy()
 
 
-def _thinned(view: Any) -> Any:
+def thinned(view: Any) -> Any:
+    """What `sample` takes from an array or a tensor, as a view where that is possible."""
     if view.ndim < 2:
         view = view.reshape(-1, 1)
     slices = _slices(tuple(view.shape))
@@ -132,22 +127,21 @@ def _slices(shape: tuple[int, ...]) -> tuple[slice, ...] | None:
     return tuple(slice(None, None, step) for step in steps) if max(steps) > 1 else None
 
 
-def dead_fraction(tensor: Tensor, norm: float) -> float:
+def dead_fraction(tensor: Tensor, norm: float, array: Array | None) -> float:
     """Share of the units that are exactly 0 for every sample and position; all elements are looked at.
 
-    A sample would not do: of a layer with 90 % dead units one in five samples of 16 units shows none alive.
+    A sample would not do: of a layer with 90 % dead units one in five samples of 16 units shows none alive. `array` is
+    the tensor's memory where numpy can see it.
     """
+    if array is not None and norm < _SAFE_HIGH and 2 <= array.ndim <= 3 and array.size:
+        # A sum with random weights is 0 for zeros only; weights from 1 on lose no element however small.
+        rows = array.reshape(-1, array.shape[-1])
+        return 1 - int(np.count_nonzero(_random_weights(len(rows), rows.dtype) @ rows)) / rows.shape[1]
     units = 1 if tensor.dim() >= 4 else tensor.dim() - 1
     others = [axis for axis in range(tensor.dim()) if axis != units]
     values = tensor.detach()
     if not others or not values.numel():
         return 1 - int(values.count_nonzero()) / max(values.numel(), 1)
-    array = in_memory(values) if units == values.dim() - 1 and norm < _SAFE_HIGH else None
-    if array is not None:
-        rows = array.reshape(-1, array.shape[-1])
-        # A sum with random weights is 0 for zeros only; weights from 1 on lose no element however small.
-        alive = int(np.count_nonzero(_random_weights(len(rows), rows.dtype) @ rows))
-        return 1 - alive / rows.shape[1]
     off = values.amax(others) == 0  # ReLU and its kin are never negative, hardswish is
     if not off.any():
         return 0.0

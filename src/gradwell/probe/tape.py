@@ -22,6 +22,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
+from gradwell.measure.units import unit_statistics
 from gradwell.probe import kinds, sizes
 from gradwell.probe.graph import Edge, Key, key_of
 from gradwell.probe.names import Names, user_line
@@ -167,10 +168,22 @@ class Tape:
 
     def measure(self) -> None:
         """Measure the small outputs that wait: many at once cost half. What was overwritten meanwhile stays unknown."""
+        if not self._waiting:
+            return
         waiting, self._waiting = self._waiting, []
+        seen, samples = [], []
         for visit, output, version in waiting:
-            if output._version == version:
+            if output._version != version:
+                continue
+            array = sizes.in_memory(output)
+            if array is None:
                 _measure(visit, output)
+                continue
+            _take_size(visit, output, array)
+            seen.append(visit)
+            samples.append(sizes.thinned(array))
+        for visit, row in zip(seen, unit_statistics(samples), strict=True):
+            visit.mean, visit.zero, visit.spread = row
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """The instrument never harms the patient: an exception of ours ends the recording, not the training."""
@@ -321,11 +334,17 @@ class Tape:
 
 
 def _measure(visit: Visit, output: Tensor) -> None:
-    """Size and statistics of one output."""
-    visit.size, visit.values = sizes.l2_and_sample(output)
-    visit.nonfinite = sizes.nonfinite_count(output, visit.size)
+    """Size and a sample of one output."""
+    array = sizes.in_memory(output)
+    _take_size(visit, output, array)
+    visit.values = sizes.thinned(output).clone() if array is None else sizes.thinned(array).copy()
+
+
+def _take_size(visit: Visit, output: Tensor, array: sizes.Array | None) -> None:
+    visit.size = size = sizes.l2_of(output, array)
+    visit.nonfinite = sizes.nonfinite_count(output, size)
     if visit.role == "activation" and visit.out_shape and kinds.can_die(visit.kind):
-        visit.dead = sizes.dead_fraction(output, visit.size)
+        visit.dead = sizes.dead_fraction(output, size, array)
 
 
 _without_modes = torch._C.DisableTorchFunction
