@@ -63,10 +63,11 @@ def test_the_order_of_units_and_samples_changes_nothing():
 
 def test_slopes_are_means_over_the_elements_that_got_a_gradient():
     ratios = [np.array([0.25, -0.01, math.nan, 0.1]), np.array([1.0, 0.04, 0.5, 0.0]), np.full(4, math.nan)]
-    found = slope_statistics(ratios, [0.25, 1.0, 1.0])
+    found = [slope_statistics(ratio, ceiling) for ratio, ceiling in zip(ratios, [0.25, 1.0, 1.0], strict=True)]
     assert found[0] == (pytest.approx((0.25**2 + 0.01**2 + 0.1**2) / 3), pytest.approx(1 / 3))
     assert found[1] == (pytest.approx((1 + 0.04**2 + 0.25) / 4), pytest.approx(0.5))
     assert all(math.isnan(v) for v in found[2])
+    assert slope_statistics(np.array([1e30, 2e30], np.float32), 1.0) == (pytest.approx(2.5e60), 0.0)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -108,8 +108,8 @@ def _one_pass(
             finally:
                 backward.close()
             backward.finish()
-            recorder.add_parameters(p for p in model.parameters() if p.requires_grad)
-            recorder.add_parameters(backward.parameters)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            recorder.add_parameters([*trained, *backward.parameters])
             step = recorder.step(backward, 0, loss=float(loss.detach()))
             return _with_update(step, optimizer, recorder)
 

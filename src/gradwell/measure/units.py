@@ -73,27 +73,20 @@ def _statistics(sites: list[Array]) -> list[tuple[float, float, float]]:
     ]
 
 
-def slope_statistics(ratios: Sequence[Array], ceilings: Sequence[float]) -> list[tuple[float, float]]:
-    """Mean square slope and share of saturated elements, from samples of gradient sent on over gradient arrived.
+def slope_statistics(ratio: Array, ceiling: float) -> tuple[float, float]:
+    """Mean square slope and share of saturated elements, from a sample of gradient sent on over gradient arrived.
 
-    Elements that got no gradient are 0/0 and do not count. Saturated: |slope| below 1/20 of the largest that the
-    activation has. (nan, nan) where no element got a gradient.
+    Elements that got no gradient are 0/0 and do not count. Saturated: |slope| below 1/20 of `ceiling`, the largest that
+    the activation has. (nan, nan) where no element got a gradient.
     """
-    answers = [(math.nan, math.nan)] * len(ratios)
-    for members in _alike(ratios, [x.dtype for x in ratios]):
-        lengths = [ratios[i].size for i in members]
-        starts = _starts(lengths)
-        slope = np.abs(np.concatenate([ratios[i] for i in members]), dtype=np.float64)
-        low = slope < np.repeat([ceilings[i] / 20 for i in members], lengths)
-        known = np.isfinite(slope)
-        if not known.all():
-            slope[~known] = 0
-            lengths = np.add.reduceat(known, starts, dtype=np.intp).tolist()
-        squares = np.add.reduceat(slope * slope, starts).tolist()
-        saturated = np.add.reduceat(low, starts, dtype=np.intp).tolist()
-        for i, n, square, few in zip(members, lengths, squares, saturated, strict=True):
-            answers[i] = (square / n, few / n) if n else (math.nan, math.nan)
-    return answers
+    slope = np.abs(ratio)
+    square = float(np.vdot(slope, slope))
+    if not math.isfinite(square):
+        slope = slope[np.isfinite(slope)].astype(np.float64)
+        square = float(np.vdot(slope, slope))
+    if not slope.size:
+        return math.nan, math.nan
+    return square / slope.size, int(np.count_nonzero(slope < ceiling / 20)) / slope.size
 
 
 def fork_shares(parts: Sequence[Array]) -> list[float] | None:
@@ -120,15 +113,17 @@ FEWEST_TWINS = 0.25
 
 def may_have_twins(columns: Sequence[Array]) -> list[bool]:
     """For the first column of each weight: False where fewer than a quarter of its rows can share it with another."""
-    answers = [False] * len(columns)
-    for members in _alike(columns, [(x.shape, x.dtype) for x in columns]):
-        first = np.sort([columns[i] for i in members], axis=1)
-        size = np.maximum(np.abs(first[:, 0]), np.abs(first[:, -1]))
-        with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
-            close = np.count_nonzero(first[:, 1:] - first[:, :-1] <= CLOSE * size[:, None], axis=1)
-        for i, found in zip(members, close.tolist(), strict=True):
-            answers[i] = 2 * found >= FEWEST_TWINS * first.shape[1]
-    return answers
+    if not columns:
+        return []
+    lengths = [len(column) for column in columns]
+    table = np.full((len(columns), max(lengths)), math.nan)  # nan is close to nothing and comes last
+    for row, column in zip(table, columns, strict=True):
+        row[: len(column)] = column
+    table.sort(axis=1)
+    with np.errstate(all="ignore"):  # what is not finite is counted elsewhere
+        size = np.fmax.reduce(np.abs(table), axis=1)
+        close = np.add.reduce(table[:, 1:] - table[:, :-1] <= CLOSE * size[:, None], axis=1, dtype=np.intp)
+    return [2 * found >= FEWEST_TWINS * length for found, length in zip(close.tolist(), lengths, strict=True)]
 
 
 def twin_fraction(weight: Array, grad: Array) -> float:

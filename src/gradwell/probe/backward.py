@@ -478,25 +478,16 @@ def _finish_arrivals(waiting: list[Visit]) -> None:
 
 
 def _divide_all(pairs: list[tuple[Visit, Visit]]) -> None:
-    """Gradient sent on / gradient arrived of activations, each with the site that gets what it sends; alike ones in
-    one row.
-    """
-    samples: dict[Any, list[tuple[Visit, sizes.Array, sizes.Array]]] = {}
-    for visit, below in pairs:
-        if visit.array is None or below.array is None:
-            if below.arrived is not None:
-                _divide(visit, below.arrived)
-            continue
-        on, arrived = sizes.thinned_flat(below.array), sizes.thinned_flat(visit.array)
-        if on.shape == arrived.shape:
-            samples.setdefault((on.dtype, arrived.dtype), []).append((visit, on, arrived))
-    for alike in samples.values():
-        with np.errstate(all="ignore"):  # 0/0 is an element without a gradient
-            ratios = np.concatenate([on for _, on, _ in alike]) / np.concatenate([arrived for _, _, arrived in alike])
-        start = 0
-        for visit, on, _ in alike:
-            visit.ratio = ratios[start : start + on.size]
-            start += on.size
+    """Gradient sent on / gradient arrived of activations, each with the site that gets what it sends."""
+    with np.errstate(all="ignore"):  # 0/0 is an element without a gradient
+        for visit, below in pairs:
+            if visit.array is None or below.array is None:
+                if below.arrived is not None:
+                    _divide(visit, below.arrived)
+                continue
+            on, arrived = sizes.thinned_flat(below.array), sizes.thinned_flat(visit.array)
+            if on.shape == arrived.shape:
+                visit.ratio = on / arrived
 
 
 def _finish_units(visits: list[Visit]) -> None:
@@ -508,14 +499,13 @@ def _finish_units(visits: list[Visit]) -> None:
 
 
 def _finish_slopes(visits: list[Visit]) -> None:
-    active = [visit for visit in visits if visit.ratio is not None]
-    ratios = [sizes.as_array(visit.ratio) for visit in active if visit.ratio is not None]
-    found = slope_statistics(ratios, [kinds.largest_slope(visit.kind) for visit in active])
-    for visit, (square, saturated) in zip(active, found, strict=True):
-        visit.ratio = None
-        visit.saturated = saturated
-        if square > 0:
-            visit.isotropic = 0.5 * math.log10(square)
+    for visit in visits:
+        if visit.ratio is not None:
+            ceiling = kinds.largest_slope(visit.kind)
+            square, visit.saturated = slope_statistics(sizes.as_array(visit.ratio), ceiling)
+            visit.ratio = None
+            if square > 0:
+                visit.isotropic = 0.5 * math.log10(square)
 
 
 def _finish_weights(visits: list[Visit]) -> dict[int, float]:

@@ -90,17 +90,17 @@ class Recorder:
             for p in group["params"]
         }
         for tensor in tensors:
-            index = self._param_index.get(id(tensor))
+            key = id(tensor)
+            index = self._param_index.get(key)
             if index is None or self._tensors[index]() is not tensor:
-                self._param_index[id(tensor)] = len(self._tensors)
-                name, site = self.names.parameter(tensor)
+                if not self._tensors:
+                    self._device, self._dtype = str(tensor.device), str(tensor.dtype).removeprefix("torch.")
+                self._param_index[key] = len(self._tensors)
                 self._tensors.append(weakref.ref(tensor))
-                self._device = self._device or str(tensor.device)
-                self._dtype = self._dtype or str(tensor.dtype).removeprefix("torch.")
-                group, frozen = groups.get(id(tensor)), not tensor.requires_grad
-                self.params.append(Param(name, site, list(tensor.shape), group, frozen))
-            elif self.params[index].group is None and id(tensor) in groups:  # its optimizer is known only now
-                self.params[index] = msgspec.structs.replace(self.params[index], group=groups[id(tensor)])
+                name, site = self.names.parameter(tensor)
+                self.params.append(Param(name, site, list(tensor.shape), groups.get(key), not tensor.requires_grad))
+            elif key in groups and self.params[index].group is None:  # its optimizer is known only now
+                self.params[index] = msgspec.structs.replace(self.params[index], group=groups[key])
 
     def header(self, *, argv: Sequence[str], started: str, seed: int | None = None) -> Header:
         """Line 1 of the run, with what is known now."""
@@ -175,20 +175,20 @@ class Recorder:
         return shape[0] if len(shape) > 1 else 1
 
     def _param_columns(self, scale: float, known: Mapping[int, float]) -> tuple[dict[str, Column], float | None]:
-        length = len(self._tensors)
-        columns: dict[str, Column] = {name: [None] * length for name in PARAM_COLUMNS}
+        columns: dict[str, Column] = {name: [None] * len(self._tensors) for name in PARAM_COLUMNS}
         weight_rms, grad_rms = columns["weight_rms"], columns["grad_rms"]
+        nonfinite, underflow = columns["grad_nonfinite"], columns["grad_underflow_frac"]
         alive = [(i, tensor) for i, tensor in enumerate(self.tensors) if tensor is not None]
         rest = [tensor for _, tensor in alive if id(tensor) not in known]
         weights = {**known, **dict(zip(map(id, rest), sizes.l2_all(rest), strict=True))}
-        with_grad = [(i, tensor, grad) for i, tensor in alive if (grad := tensor.grad) is not None]
-        norms = [norm / scale for norm in sizes.l2_all([grad for _, _, grad in with_grad])]
         for i, tensor in alive:
             weight_rms[i] = weights[id(tensor)] / math.sqrt(tensor.numel() or 1)
+        with_grad = [(i, tensor, grad) for i, tensor in alive if (grad := tensor.grad) is not None]
+        norms = [norm / scale for norm in sizes.l2_all([grad for _, _, grad in with_grad])]
         for (i, _, grad), norm in zip(with_grad, norms, strict=True):
             grad_rms[i] = rms = norm / math.sqrt(grad.numel() or 1)
-            columns["grad_nonfinite"][i] = sizes.nonfinite_count(grad, norm)
-            columns["grad_underflow_frac"][i] = _underflow(grad, rms)
+            nonfinite[i] = sizes.nonfinite_count(grad, norm)
+            underflow[i] = _underflow(grad, rms)
         for i, share in _twins(with_grad):
             columns["twin_frac"][i] = share
         return columns, math.hypot(*norms) if norms else None

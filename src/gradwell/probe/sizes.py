@@ -69,7 +69,7 @@ def _wide_l2(tensor: Tensor) -> float:
 
 def l2_all(tensors: list[Tensor]) -> list[float]:
     """The L2 norms of many tensors; on an accelerator in one fused call and one read by the host."""
-    if all(t.device.type == "cpu" or t.is_sparse for t in tensors):
+    if all(t.is_cpu or t.is_sparse for t in tensors):
         return [l2(t) for t in tensors]
     with torch.no_grad():
         found = torch.stack([n.to("cpu", torch.float64) for n in torch._foreach_norm(tensors)]).tolist()
@@ -175,8 +175,8 @@ def rows(tensor: Tensor) -> Sample:
     """At most `ROWS` x `ROWS` elements of a weight as (units M, inputs N), evenly spaced; a view where that is free."""
     array = in_memory(tensor)
     flat = tensor.detach().flatten(1) if array is None else array.reshape(len(array), -1)
-    steps = [-(-length // ROWS) or 1 for length in flat.shape]
-    thin: Sample = flat if steps == [1, 1] else flat[:: steps[0], :: steps[1]]
+    units, inputs = flat.shape
+    thin: Sample = flat[:: -(-units // ROWS) or 1, :: -(-inputs // ROWS) or 1]
     return thin
 
 
