@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradwell.errors import NotMeasurable
@@ -130,6 +132,45 @@ def test_it_works_where_gradients_are_off():
         check(model, torch.randn(6, 8, generator=torch.Generator().manual_seed(1)), lambda m, b: m(b).square().mean())
         assert not torch.is_grad_enabled()
     assert state(model) == before
+
+
+DRAWS: dict[str, Any] = {
+    "nothing": lambda: None,
+    "uniform": np.random.rand,
+    "normal": np.random.randn,
+    "two normals": lambda: np.random.randn(2),
+    "seed": lambda: np.random.seed(0),
+}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.sampled_from(sorted(DRAWS)), st.sampled_from(sorted(DRAWS))), min_size=1, max_size=6))
+def test_numpys_generator_is_as_before_each_of_many_checkups(draws):
+    """A normal number that was drawn in advance does not show in the generator's memory."""
+    kept = np.random.get_state()
+    try:
+        for outside, inside in draws:
+            DRAWS[outside]()
+            before = [np.asarray(v).tolist() for v in np.random.get_state()]
+            with preserved(nn.Linear(1, 1)):
+                DRAWS[inside]()
+            assert [np.asarray(v).tolist() for v in np.random.get_state()] == before
+    finally:
+        np.random.set_state(kept)
+
+
+def test_a_generator_of_another_kind():
+    kept = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        for _ in range(2):
+            np.random.rand()
+            before = np.random.get_state(legacy=False)["state"]
+            with preserved(nn.Linear(1, 1)):
+                np.random.rand()
+            assert np.random.get_state(legacy=False)["state"] == before
+    finally:
+        np.random.set_bit_generator(kept)
 
 
 def test_inside_gradients_are_set_aside_by_reference():

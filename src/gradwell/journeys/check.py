@@ -15,6 +15,7 @@ from gradwell.errors import NotMeasurable, UsageError
 from gradwell.journeys.deep import deepen
 from gradwell.journeys.diagnose import diagnose
 from gradwell.probe.backward import Backward
+from gradwell.probe.modules import modules_of, parameters_of
 from gradwell.probe.names import Construction, Names
 from gradwell.probe.preserve import preserved, set_aside
 from gradwell.probe.recorder import Recorder, Weights
@@ -72,17 +73,10 @@ def measure(
         recorder.add_optimizer(optimizer)
     with preserved(model):
         started = time.perf_counter()
-        step = _one_pass(model, batch, loss_fn, optimizer, names, recorder)
+        step = _one_pass(model, batch, loss_fn, optimizer, names, recorder, started)
     header = recorder.header(argv=sys.argv, started=time.strftime("%Y-%m-%dT%H:%M:%S"))
-    step_time = time.perf_counter() - started
-    run = Run(header, [_timed(step, step_time)], overhead=None)
+    run = Run(header, [step], overhead=None)
     return deepen(run, recorder, model, batch, loss_fn) if level == "deep" else run
-
-
-def _timed(step: Step, seconds: float) -> Step:
-    import msgspec
-
-    return msgspec.structs.replace(step, time_s=round(seconds, 6))
 
 
 def _one_pass(
@@ -92,6 +86,7 @@ def _one_pass(
     optimizer: torch.optim.Optimizer | None,
     names: Names,
     recorder: Recorder,
+    started: float,
 ) -> Step:
     tape = Tape(names)
     with torch.enable_grad():
@@ -108,9 +103,10 @@ def _one_pass(
             finally:
                 backward.close()
             backward.finish()
-            trained = [p for p in model.parameters() if p.requires_grad]
+            trained = [p for p in parameters_of(modules_of(model)) if p.requires_grad]
             recorder.add_parameters([*trained, *backward.parameters])
-            step = recorder.step(backward, 0, loss=float(loss.detach()))
+            seconds = round(time.perf_counter() - started, 6)
+            step = recorder.step(backward, 0, loss=loss.item(), time_s=seconds)
             return _with_update(step, optimizer, recorder)
 
 

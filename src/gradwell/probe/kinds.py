@@ -78,15 +78,16 @@ _FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
 
 
 @weak_cache
-def _class_role(kind: Any) -> str:
+def _class_part(kind: Any) -> tuple[str, str]:
+    """(name, role) of a class; the role is "" where it hangs on the parameters of the module."""
     for family, role in _FAMILIES:
         if issubclass(kind, family):
-            return role
+            return kind.__name__, role
     if kind.__name__ in activation_names():
-        return "activation"
+        return kind.__name__, "activation"
     if issubclass(kind, (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)):
-        return "weight"  # also where parametrised: then the weight is no parameter of its own
-    return "norm" if "Norm" in kind.__name__ else ""
+        return kind.__name__, "weight"  # also where parametrised: then the weight is no parameter of its own
+    return kind.__name__, "norm" if "Norm" in kind.__name__ else ""
 
 
 def is_closed(module: nn.Module) -> bool:
@@ -107,21 +108,19 @@ def is_open(module: nn.Module) -> bool:
     """True where functional activations inside a module are looked for: a graph is built, and torch does not leave
     its fast path for evaluation, which gives other bits, because of a TorchFunctionMode.
     """
-    if type(module) in _CALL_CHILDREN_ONLY or is_closed(module) or not torch.is_grad_enabled():
+    kind = type(module)
+    if kind in _CALL_CHILDREN_ONLY or (not module._modules and _is_torchs(kind)) or not torch.is_grad_enabled():
         return False
     return not isinstance(module, _FAST_PATHS) or any(p.requires_grad for p in module.parameters())
 
 
-def kind_of(module: nn.Module) -> str:
-    """The class of a module; that of the layer where it is parametrised."""
+def part_of(module: nn.Module) -> tuple[str, str]:
+    """The class of a module, that of the layer where it is parametrised, and the part that it plays as a leaf."""
     kind: Any = type(module)
-    return str(kind.__bases__[0].__name__ if "parametrizations" in module._modules else kind.__name__)
-
-
-def role_of(module: nn.Module) -> str:
-    """The part that a leaf module plays."""
-    role: str = _class_role(type(module))
-    return role or ("other" if weight_of(module) is None else "weight")
+    name, role = _class_part(kind)
+    if "parametrizations" in module._modules:
+        name = kind.__bases__[0].__name__
+    return name, role or ("other" if weight_of(module) is None else "weight")
 
 
 def weight_of(module: nn.Module) -> torch.Tensor | None:

@@ -147,29 +147,31 @@ class Names:
 
     def _learn(self, owner: nn.Module, prefix: str) -> None:
         title = type(owner).__name__ if prefix == "" else prefix
+        modules, parameters = self._modules, self._parameters
         seen: set[int] = set()
         stack: list[tuple[nn.Module, str, _Known | None, str]] = [(owner, prefix, None, "")]
         while stack:
             child, path, parent, attribute = stack.pop()
-            if id(child) in seen:
+            key = id(child)
+            if key in seen:
                 continue
-            seen.add(id(child))
-            known = self._known(child)
-            if known is None:
-                known = _Known(child, path or type(child).__name__, title, parent, attribute)
-                self._modules[id(child)] = known
+            seen.add(key)
+            known = modules.get(key)
+            if known is None or known.reference() is not child:
+                known = modules[key] = _Known(child, path or type(child).__name__, title, parent, attribute)
             elif known.parent is None and parent is not None:  # a layer that was called by itself before
                 known.parent, known.attribute, known.source = parent, attribute, ""
             dot = f"{path}." if path else ""
             for own, parameter in child._parameters.items():
                 if parameter is None:
                     continue
-                of_that_number = self._parameters.get(id(parameter))
+                of_that_number = parameters.get(id(parameter))
                 if of_that_number is None or of_that_number[0]() is not parameter:  # it may be one that is gone
-                    self._parameters[id(parameter)] = (weakref.ref(parameter), dot + own, path)
-            for own, grandchild in reversed(child._modules.items()):
-                if grandchild is not None:
-                    stack.append((grandchild, dot + own, known, own))
+                    parameters[id(parameter)] = (weakref.ref(parameter), dot + own, path)
+            if child._modules:
+                for own, grandchild in reversed(child._modules.items()):
+                    if grandchild is not None:
+                        stack.append((grandchild, dot + own, known, own))
 
     def _known(self, module: nn.Module) -> _Known | None:
         known = self._modules.get(id(module))
@@ -181,9 +183,9 @@ class Names:
 
     def place(self, module: nn.Module) -> tuple[str, str, str | None]:
         """Name, root and source of a module."""
-        known = self._known(module)
-        if known is None and module._parameters:
-            known = self._look_for(module)
+        known = self._modules.get(id(module))
+        if known is None or known.reference() is not module:
+            known = self._look_for(module) if module._parameters else None
         if known is None:
             return type(module).__name__, "", None if self.construction is None else self.construction.line(module)
         if known.source == "":

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradwell.probe.modules import modules_of, parameters_of
+
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
@@ -20,11 +22,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     The gradients are set aside by reference, buffers are copied. Random numbers: torch (CPU and every GPU that is
     in use), Python's `random` and, when it is loaded, numpy's global generator.
     """
-    modules = list(model.modules())
+    modules = modules_of(model)
     modes = [module.training for module in modules]
-    parameters = list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
-    grads = [p.grad for p in parameters]
-    flags = [p.requires_grad for p in parameters]
+    parameters = parameters_of(modules)
+    before = [(p, p.grad, p.requires_grad) for p in parameters]
     buffers = [(m, n, b, b.detach().clone()) for m in modules for n, b in m._buffers.items() if b is not None]
     hooks = [(h, dict(h)) for p in parameters if (h := p._post_accumulate_grad_hooks)]
     python_state = random.getstate()
@@ -40,17 +41,23 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for module, mode in zip(modules, modes, strict=True):
                 if module.training is not mode:  # setting an attribute of a module is slow
                     module.training = mode
-            for p, grad, flag in zip(parameters, grads, flags, strict=True):
+            for p, grad, flag in before:
                 p.grad = grad
-                p.requires_grad_(flag)
-            with torch.no_grad():
-                for module, name, buffer, copy in buffers:
-                    module._buffers[name] = buffer
-                    if not _overlaps(buffer):
-                        buffer.copy_(copy)
+                if p.requires_grad is not flag:
+                    p.requires_grad_(flag)
+            _put_back(buffers)
             for held, content in hooks:
                 held.update(content)
             random.setstate(python_state)
+
+
+def _put_back(buffers: Sequence[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]) -> None:
+    if buffers:
+        with torch.no_grad():
+            for module, name, buffer, copy in buffers:
+                module._buffers[name] = buffer
+                if not _overlaps(buffer):
+                    buffer.copy_(copy)
 
 
 @contextmanager

@@ -91,7 +91,8 @@ def sample(tensor: Tensor) -> Sample:
     the next in-place operation would overwrite the values (PITFALLS P20).
     """
     array = in_memory(tensor)
-    return thinned(tensor.detach()).clone() if array is None else thinned(array).copy()
+    taken: Sample = thinned(tensor.detach()).clone() if array is None else thinned(array).copy()
+    return taken
 
 
 def thinned(view: Any) -> Any:

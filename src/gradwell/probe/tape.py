@@ -189,7 +189,7 @@ class Tape:
         """The instrument never harms the patient: an exception of ours ends the recording, not the training."""
 
         def guarded(*args: Any) -> None:
-            if _is_transformed():
+            if _level() is not None or _is_compiling():
                 return
             try:
                 if self._problem is not None:
@@ -275,13 +275,14 @@ class Tape:
         if not tensors or self._unwanted():
             return
         name, root, source = self.names.place(module)
-        visit = Visit(name, kinds.kind_of(module), kinds.role_of(module), root=root, source=source)
-        if visit.role == "weight":
+        kind, role = kinds.part_of(module)
+        visit = Visit(name, kind, role, root=root, source=source)
+        if role == "weight":
             visit.weight = kinds.weight_of(module)
-        elif visit.role == "norm":
+        elif role == "norm":
             visit.gain = module._parameters.get("weight")
         self._note(visit, frame.inputs, tensors, frame.shape)
-        if visit.role == "other" and args:
+        if role == "other" and args:
             self._note_recurrent(visit, module, args)
 
     def _note_recurrent(self, visit: Visit, module: nn.Module, args: tuple[Any, ...]) -> None:
