@@ -18,7 +18,7 @@ import inspect
 import pkgutil
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -108,6 +108,12 @@ class Shelf(Mapping[str, Entry]):
             hint = f"did you mean {close[0]!r}?" if close else f"see `gradwell list {self.kind}`."
             raise UnknownId(f"There is no {key!r} among the {self.kind}; {hint}")
         return entries[key]
+
+    def items(self) -> ItemsView[str, Entry]:
+        return self._load().items()
+
+    def values(self) -> ValuesView[Entry]:
+        return self._load().values()
 
     def get(self, key: str, default: Any = None) -> Any:
         """The entry of an id, or `default`."""

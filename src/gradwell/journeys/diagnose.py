@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
 
 from gradwell.errors import NotMeasurable, UsageError
-from gradwell.measure.profile import in_order, log10_gain, weight_of
-from gradwell.records.run import Column, Run, Step
+from gradwell.measure.profile import in_order, log10_gains, weights
+from gradwell.records.run import DEEP_PARAM_COLUMNS, DEEP_SITE_COLUMNS, Column, Run, Step
 from gradwell.records.verdict import (
     RANK,
     Attribution,
@@ -27,6 +29,13 @@ from gradwell.shelf import Entry, shelf
 
 MIDDLE = 5
 """`ORDER` of a symptom or a cause whose file has none."""
+
+OF_SITE = {name: operator.attrgetter(name) for name in ("root", "site", "kind", "call", "order", "role", "source")}
+AT_SITE = (
+    "act_rms", "delta_norm", "zero_frac", "nonfinite", "dead_frac", "saturated_frac", "flow", *DEEP_SITE_COLUMNS,
+)  # fmt: skip
+OF_WEIGHT = ("grad_rms", "weight_rms", *DEEP_PARAM_COLUMNS)
+"""Where the columns of the profile come from: what a site is, what was measured of it, and of its weight."""
 
 
 def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, Any] = {}) -> Diagnosis:
@@ -48,10 +57,10 @@ def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, A
         if symptom in skipped:
             continue
         try:
-            findings += _kept(entry(run, **settings.get(symptom, {})), places)
+            findings += list(entry.function(run, **settings.get(symptom, {})))
         except NotMeasurable as reason:
             not_checked.append(NotChecked(symptom, str(reason)))
-    findings.sort(key=_worst_first)
+    findings = sorted(_kept(findings, places) if places else findings, key=_worst_first)
     attributions = [found for i, finding in enumerate(findings) for found in _causes(run, i, finding)]
     return Diagnosis(
         header=run.header,
@@ -155,10 +164,16 @@ def _causes(run: Run, index: int, finding: Finding) -> list[Attribution]:
         return []
     step = step_of(run, finding)
     causes = shelf("gradwell.causes")
-    entries: list[Entry] = [e for e in causes.values() if finding.symptom in e.fact("EXPLAINS", ())]
-    found = [attribution for entry in entries if (attribution := entry(run, finding, step)) is not None]
+    claims = (entry.function(run, finding, step) for entry in _explaining(finding.symptom))
+    found: list[Attribution] = [claim for claim in claims if claim is not None]
     found.sort(key=lambda a: (causes[a.cause].fact("ORDER", MIDDLE), a.kind == "condition", -(a.share or 0.0), a.cause))
     return [msgspec.structs.replace(attribution, finding=index) for attribution in found]
+
+
+@cache
+def _explaining(symptom: str) -> list[Entry]:
+    """The causes that can explain a symptom."""
+    return [entry for entry in shelf("gradwell.causes").values() if symptom in entry.fact("EXPLAINS", ())]
 
 
 def _verdict(run: Run, findings: Sequence[Finding], not_checked: Sequence[NotChecked]) -> Verdict:
@@ -185,11 +200,13 @@ def _notes(run: Run, places: Sequence[tuple[str, str]]) -> list[str]:
 
 def _left_out(run: Run) -> list[str]:
     """Layers that no module holds, in a plain list say, so that the optimizer was not given their parameters."""
+    if not run.header.optimizers:
+        return []
     strangers = [site for site in run.sites if site.role == "weight" and not site.root and site.site == site.kind]
     loose = [i for i, p in enumerate(run.header.params) if p.group is None and not p.frozen and p.name == p.site]
     known = [i for i in loose if any(step.of("grad_rms", i) is not None for step in run.steps)]
     still = [i for i in known if not any(step.of("update_rms", i) for step in run.steps)]
-    if not (run.header.optimizers and strangers and still):
+    if not (strangers and still):
         return []
     layer = f"{strangers[0].site} ({strangers[0].source})" if strangers[0].source else strangers[0].site
     return [
@@ -212,41 +229,52 @@ def _profile(run: Run) -> list[ProfileRow]:
     if not run.steps:
         return []
     step = run.steps[-1]
-    sites = _Columns(step.sites, len(run.sites))
-    params = _Columns(step.params, len(run.header.params))
-    measured = list(step.sites.values())
-    seen = [i for i in in_order(run.sites) if any(i < len(column) and column[i] is not None for column in measured)]
-    return [_row(run, step, i, sites, params) for i in seen]
+    unvisited = _unvisited(run, step)
+    columns = _columns(run, step, [i for i in in_order(run.sites, step) if i not in unvisited])
+    return [ProfileRow(*row) for row in zip(*columns.values(), strict=True)]
 
 
-class _Columns(dict[str, Column]):
-    """Columns by name; one that is missing or ends early is filled up with None."""
+def _unvisited(run: Run, step: Step) -> set[int]:
+    """The sites of which the step has measured nothing."""
+    left = set(range(len(run.sites)))
+    for name in step.sites:
+        column = step.all_at(name, len(run.sites))
+        left = {i for i in left if column[i] is None}
+        if not left:
+            break
+    return left
 
-    def __init__(self, columns: Mapping[str, Column], length: int) -> None:
-        super().__init__({n: c if len(c) >= length else [*c, *[None] * (length - len(c))] for n, c in columns.items()})
-        self._nothing: Column = [None] * length
 
-    def __missing__(self, name: str) -> Column:
-        return self._nothing
+def _columns(run: Run, step: Step, visited: Sequence[int]) -> dict[str, Sequence[Any]]:
+    """The fields of the profile's rows for some sites, in their order, each as a column."""
+    columns: dict[str, Sequence[Any]] = dict.fromkeys(ProfileRow.__struct_fields__, [None] * len(visited))
+    sites = [run.sites[i] for i in visited]
+    for name, field in OF_SITE.items():
+        columns[name] = list(map(field, sites))
+    columns["step"] = [step.step] * len(visited)
+    columns |= {name: _picked(step.sites[name], visited) for name in AT_SITE if name in step.sites}
+    columns["log10_gain"] = gains = _picked(log10_gains(run.sites, step), visited)
+    if "random_gain" in step.sites:
+        columns["alignment"] = _both(operator.sub, gains, columns["random_gain"])
+    owned = weights(run.header)
+    owners = [owned[i] for i in visited]
+    columns |= {name: _picked(step.params[name], owners) for name in OF_WEIGHT if name in step.params}
+    if "update_rms" in step.params:
+        sizes = [size or None for size in columns["weight_rms"]]
+        columns["update_ratio"] = _both(operator.truediv, _picked(step.params["update_rms"], owners), sizes)
+    return columns
 
 
-def _row(run: Run, step: Step, i: int, at: _Columns, of: _Columns) -> ProfileRow:
-    site, weight = run.sites[i], weight_of(run, i)
-    size = None if weight is None else of["weight_rms"][weight]
-    update = None if weight is None else of["update_rms"][weight]
-    gain, random = log10_gain(step, i), at["random_gain"][i]
-    return ProfileRow(
-        root=site.root, site=site.site, kind=site.kind, call=site.call, order=site.order, step=step.step,
-        act_rms=at["act_rms"][i], delta_norm=at["delta_norm"][i], log10_gain=gain,
-        zero_frac=at["zero_frac"][i], nonfinite=at["nonfinite"][i], dead_frac=at["dead_frac"][i],
-        saturated_frac=at["saturated_frac"][i], role=site.role, source=site.source,
-        grad_rms=None if weight is None else of["grad_rms"][weight], weight_rms=size,
-        update_ratio=update / size if update is not None and size else None, flow=at["flow"][i],
-        chi=at["chi"][i], random_gain=random, forward_gain=at["forward_gain"][i],
-        alignment=None if gain is None or random is None else gain - random,
-        path_flow=at["path_flow"][i], rank=at["rank"][i],
-        gsnr=None if weight is None else of["gsnr"][weight],
-    )  # fmt: skip
+def _picked(column: Column, indices: Iterable[int | None]) -> Column:
+    """The numbers at some places; None for no place and for what was not measured."""
+    return [column[i] if i is not None and i < len(column) else None for i in indices]
+
+
+def _both(
+    function: Callable[[float, float], float], one: Sequence[float | None], other: Sequence[float | None]
+) -> Column:
+    """A function of two columns; None where one of them was not measured."""
+    return [None if a is None or b is None else function(a, b) for a, b in zip(one, other, strict=True)]
 
 
 def _overhead(run: Run) -> Overhead:

@@ -104,7 +104,7 @@ def ledger(sites: Sequence[Site], step: Step) -> Ledger | None:
     total = step.total if zero is None else profile.log10_gain(step, end)
     if total is None or not math.isfinite(total):
         return None
-    parts, by_site, length = enter(sites, step, _leaves(sites, end, zero), "flow")
+    parts, by_site, length = enter(sites, step, _leaves(sites, step, end, zero), "flow")
     rest = total - sum(parts.values())
     return Ledger(total, **parts, between_modules=rest, by_site=by_site, length=length, reaches_zero=zero)
 
@@ -116,17 +116,19 @@ def enter(
     parts = dict.fromkeys(("activation_slope", "weight_gain", "normalization_gain", "other_layers", "unexplained"), 0.0)
     by_site: list[tuple[int, float]] = []
     length = 0
+    flows, gains, expected_gains = (step.all_at(name, len(sites)) for name in (column, "leaf_gain", "isotropic"))
     for i in leaves:
-        flow, gain = step.at(column, i), step.at("leaf_gain", i)
+        flow, gain = flows[i], gains[i]
         if not flow or gain is None or not math.isfinite(gain):
             continue
         by_site.append((i, flow * gain))
-        length += sites[i].role == "weight"
-        cause = CAUSE.get(sites[i].role)
+        role = sites[i].role
+        length += role == "weight"
+        cause = CAUSE.get(role)
         if cause is None:
             parts["other_layers"] += flow * gain
             continue
-        isotropic = step.at("isotropic", i)
+        isotropic = expected_gains[i]
         expected = gain if isotropic is None or not math.isfinite(isotropic) else isotropic
         parts[cause] += flow * expected
         parts["unexplained"] += flow * (gain - expected)
@@ -151,9 +153,9 @@ def _reach(sites: Sequence[Site], step: Step) -> tuple[int | None, int | None]:
     return deepest, zero
 
 
-def _leaves(sites: Sequence[Site], end: int, zero: int | None) -> Sequence[int]:
+def _leaves(sites: Sequence[Site], step: Step, end: int, zero: int | None) -> Sequence[int]:
     """The sites whose gains are in the ledger: all of them, or those above the site where the gradient still lives."""
     if zero is None:
         return range(len(sites))
-    order = profile.in_order(sites)
+    order = profile.in_order(sites, step)
     return order[order.index(end) + 1 :]

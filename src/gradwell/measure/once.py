@@ -11,32 +11,64 @@ from gradwell.records.run import Header, Site, Step
 Answer = TypeVar("Answer")
 
 
+class _Kept:
+    """The answers about one record, by the function that gave them; they hold for what the record was then."""
+
+    __slots__ = ("answers", "params", "record", "site_count", "sites")
+
+    def __init__(self, record: weakref.ref[Any], sites: Sequence[Site], params: int = 0) -> None:
+        self.record = record
+        self.sites, self.site_count, self.params = sites, len(sites), params
+        self.answers: dict[Callable[..., Any], Any] = {}
+
+
+_NOT_YET = object()
+_steps: dict[int, _Kept] = {}
+_headers: dict[int, _Kept] = {}
+
+
 def once_a_step(function: Callable[[Sequence[Site], Step], Answer]) -> Callable[[Sequence[Site], Step], Answer]:
     """The function of (sites, step), asked again for the same step only when sites have been added.
 
     The answer is shared: do not change it.
     """
-    return _once(function, about=lambda _, step: step, state=lambda sites, _: (sites, len(sites)))
+
+    def asked(sites: Sequence[Site], step: Step) -> Answer:
+        kept = _steps.get(id(step))
+        if kept is None or kept.sites is not sites or kept.site_count != len(sites):
+            kept = _about_step(sites, step, kept)
+        answer: Any = kept.answers.get(function, _NOT_YET)
+        if answer is _NOT_YET:
+            answer = kept.answers[function] = function(sites, step)
+        return answer  # type: ignore[no-any-return]
+
+    return asked
 
 
 def once_a_header(function: Callable[[Header], Answer]) -> Callable[[Header], Answer]:
     """The function of a header, asked again for the same header only when parameters or sites have been added."""
-    return _once(function, about=lambda header: header, state=lambda header: (len(header.sites), len(header.params)))
 
-
-def _once(
-    function: Callable[..., Answer], *, about: Callable[..., Any], state: Callable[..., Any]
-) -> Callable[..., Answer]:
-    """Answers by the id of the record that they are about, each with the state that it was worked out for."""
-    known: dict[int, tuple[Any, Any, Answer]] = {}
-
-    def asked(*given: Any) -> Answer:
-        record, now = about(*given), state(*given)
-        key = id(record)
-        entry = known.get(key)
-        if entry is None or entry[0]() is not record or entry[1] != now:
-            forget = weakref.ref(record, lambda _: known.pop(key, None))
-            entry = known[key] = (forget, now, function(*given))
-        return entry[2]
+    def asked(header: Header) -> Answer:
+        kept = _headers.get(id(header))
+        if kept is None or kept.site_count != len(header.sites) or kept.params != len(header.params):
+            kept = _headers[id(header)] = _Kept(_while_alive(header, _headers), header.sites, len(header.params))
+        answer: Any = kept.answers.get(function, _NOT_YET)
+        if answer is _NOT_YET:
+            answer = kept.answers[function] = function(header)
+        return answer  # type: ignore[no-any-return]
 
     return asked
+
+
+def _about_step(sites: Sequence[Site], step: Step, kept: _Kept | None) -> _Kept:
+    """What is known about a step with these sites; other sites that are equal have the same answers."""
+    if kept is None or kept.site_count != len(sites) or kept.sites != sites:
+        kept = _steps[id(step)] = _Kept(_while_alive(step, _steps), sites)
+    kept.sites = sites
+    return kept
+
+
+def _while_alive(record: Step | Header, table: dict[int, _Kept]) -> weakref.ref[Any]:
+    """A reference that takes the record's answers out of the table as it goes."""
+    key = id(record)
+    return weakref.ref(record, lambda _: table.pop(key, None))

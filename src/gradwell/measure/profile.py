@@ -16,10 +16,14 @@ import msgspec
 
 from gradwell.measure.once import once_a_header, once_a_step
 from gradwell.records.numbers import log10
-from gradwell.records.run import Header, Run, Site, Step
+from gradwell.records.run import Column, Header, Run, Site, Step
 
 CARRIES = 0.5
 """Share of the flow above which a site belongs to the trunk."""
+WHOLE = 0.95
+"""Share of the flow from which on nothing leads round a site."""
+MEAN = -0.08
+"""Decades that a mean takes at least: one over two positions takes 0.15, rounding nothing."""
 SLACK = 0.01
 """What the flow of calls side by side may be above 1 by rounding."""
 RECURRENT = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
@@ -37,6 +41,21 @@ def log10_gain(step: Step, index: int) -> float | None:
     return _above(log10(step.at("delta_norm", index)), log10(step.at("delta_norm", step.output)))
 
 
+@once_a_step
+def log10_gains(sites: Sequence[Site], step: Step) -> Column:
+    """`log10_gain` of every site."""
+    if step.output is None:
+        return [None] * len(sites)
+    sizes = step.all_at("delta_norm", len(sites))
+    output = log10(sizes[step.output])
+    if output is None or not math.isfinite(output):
+        return [_above(log10(size), output) for size in sizes]
+    return [
+        math.log10(size) - output if size is not None and 0 < size < math.inf else _above(log10(size), output)
+        for size in sizes
+    ]
+
+
 def _above(here: float | None, output: float | None) -> float | None:
     if here is None or output is None:
         return None
@@ -45,10 +64,20 @@ def _above(here: float | None, output: float | None) -> float | None:
     return here - output
 
 
-def in_order(sites: Sequence[Site]) -> list[int]:
+@once_a_step
+def in_order(sites: Sequence[Site], _step: Step) -> list[int]:
     """Indices of the sites in the order of the forward pass."""
     order = [site.order for site in sites]
     return sorted(range(len(sites)), key=order.__getitem__)
+
+
+@once_a_step
+def by_role(sites: Sequence[Site], step: Step) -> dict[str, list[int]]:
+    """Indices of the sites of each role, in the order of the forward pass."""
+    found: dict[str, list[int]] = {"weight": [], "activation": [], "norm": [], "source": [], "loss": [], "other": []}
+    for i in in_order(sites, step):
+        found.setdefault(sites[i].role, []).append(i)
+    return found
 
 
 @once_a_step
@@ -57,26 +86,23 @@ def between(sites: Sequence[Site], step: Step) -> list[int]:
     source, output = step.source, step.output
     if source is None or output is None or source == output:
         return []
-    order = in_order(sites)
+    order, flow = in_order(sites, step), step.all_at("flow", len(sites))
     way = order[order.index(source) : order.index(output) + 1]
-    return [i for i in way if i in (source, output) or (step.at("flow", i) or 0.0) != 0.0]
+    return [i for i in way if flow[i] or i in (source, output)]
 
 
 @once_a_step
 def trunk(sites: Sequence[Site], step: Step) -> list[int]:
     """The sites between source and output that carry more than half of the flow, in forward order."""
-    ends = (step.source, step.output)
-    return [i for i in between(sites, step) if i in ends or (step.at("flow", i) or 0.0) > CARRIES]
+    ends, flow = (step.source, step.output), step.all_at("flow", len(sites))
+    return [i for i in between(sites, step) if (flow[i] or 0.0) > CARRIES or i in ends]
 
 
 @once_a_step
 def profile(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
     """(index, log10 gain) of the trunk, in forward order; only what was measured."""
-    if step.output is None:
-        return []
-    output = log10(step.at("delta_norm", step.output))
-    found = [(i, _above(log10(step.at("delta_norm", i)), output)) for i in trunk(sites, step)]
-    return [(i, gain) for i, gain in found if gain is not None]
+    gains = log10_gains(sites, step)
+    return [(i, gain) for i in trunk(sites, step) if (gain := gains[i]) is not None]
 
 
 @once_a_step
@@ -86,6 +112,8 @@ def normalised(sites: Sequence[Site], step: Step) -> set[int]:
     So does one that stands right behind another: rows of zeros are zeros behind the first as well. And one that is
     called on several taps, whose calls together carry the trunk's flow.
     """
+    if not by_role(sites, step)["norm"]:
+        return set()
     way = _with_taps(sites, step)
     last = max((n for n, i in enumerate(way) if sites[i].role == "norm"), default=0)
     found: set[int] = set()
@@ -122,7 +150,9 @@ def loops(sites: Sequence[Site], step: Step) -> dict[str, list[int]]:
     Recurrent layers and cells; and a Linear on the trunk that follows itself with nothing but activations between, its
     input wider or narrower than its output, since then each call must have got a fresh input beside its own state.
     """
-    order = [i for i in in_order(sites) if step.at("delta_norm", i) is not None]
+    if len({site.site for site in sites}) > len(sites) - (FEWEST_CALLS - 1):  # no layer can have as many calls
+        return {}
+    order = [i for i in in_order(sites, step) if step.at("delta_norm", i) is not None]
     calls: dict[str, list[int]] = {}
     for i in order:
         if sites[i].kind in RECURRENT:
@@ -139,6 +169,8 @@ def loops(sites: Sequence[Site], step: Step) -> dict[str, list[int]]:
 @once_a_step
 def through_depth(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
     """The profile without time: of a loop over time steps only what belongs to the last step."""
+    if not loops(sites, step):
+        return profile(sites, step)
     orders = [(sites[calls[0]].order, sites[calls[-1]].order) for calls in loops(sites, step).values()]
     return [
         (i, gain) for i, gain in profile(sites, step) if not any(low <= sites[i].order < high for low, high in orders)
@@ -155,12 +187,15 @@ def pooled(sites: Sequence[Site], step: Step) -> dict[int, float]:
     taken: dict[int, float] = {}
     total = 0.0
     mean_above, by_mean = _mean(sites, step)
+    flows, gains = step.all_at("flow", len(sites)), step.all_at("leaf_gain", len(sites))
     for i in reversed(between(sites, step)):
-        total += by_mean if i == mean_above else 0.0
+        if i == mean_above:
+            total += by_mean
         taken[i] = min(total, 0.0)
-        flow, gain = step.at("flow", i), step.at("leaf_gain", i)
-        harmless = sites[i].role not in ("weight", "activation", "norm") and sites[i].kind not in RECURRENT
-        if harmless and flow and gain is not None and math.isfinite(gain):
+        if sites[i].role in ("weight", "activation", "norm") or sites[i].kind in RECURRENT:
+            continue
+        flow, gain = flows[i], gains[i]
+        if flow and gain is not None and math.isfinite(gain):
             total += flow * gain
     return taken
 
@@ -172,12 +207,14 @@ def _mean(sites: Sequence[Site], step: Step) -> tuple[int | None, float]:
     on and what arrives at the one before. A product with a number can look the same, so that only one gap counts.
     """
     found: list[tuple[float, int]] = []
-    sizes = dict(profile(sites, step))
+    sizes, gains = log10_gains(sites, step), step.all_at("leaf_gain", len(sites))
     for below, above in pairwise(trunk(sites, step)):
-        arrived, there, gain = sizes.get(below), sizes.get(above), step.at("leaf_gain", above)
-        if arrived is None or there is None or gain is None or not math.isfinite(arrived - there - gain):
+        arrived, there, gain = sizes[below], sizes[above], gains[above]
+        if arrived is None or there is None or gain is None:
             continue
         gap = arrived - there - gain
+        if not -math.inf < gap < MEAN:
+            continue
         positions = 10 ** min(-2 * gap, 9.0)
         if positions > 1.5 and abs(positions / round(positions) - 1) < 1e-4:
             found.append((gap, below))
@@ -191,34 +228,38 @@ def layers(sites: Sequence[Site], step: Step, index: int) -> int:
     return sum(sites[i].role == "weight" for i in way[way.index(index) :]) - 1 if index in way else 0
 
 
-def chain(sites: Sequence[Site], step: Step, *, share: float = 0.95) -> list[int]:
+@once_a_step
+def chain(sites: Sequence[Site], step: Step) -> list[int]:
     """The longest row of weight layers on the trunk that nothing leads round: each carries (nearly) all the flow."""
-    longest: list[int] = []
-    row: list[int] = []
+    flow = step.all_at("flow", len(sites))
+    rows: list[list[int]] = [[]]
     for i in between(sites, step):
         if sites[i].role not in ("weight", "activation"):
             continue
-        whole = (step.at("flow", i) or 0.0) >= share
-        row = [*row, i] if whole else []
-        longest = max(longest, row, key=len)
-    return [i for i in longest if sites[i].role == "weight"]
+        if (flow[i] or 0.0) >= WHOLE:
+            rows[-1].append(i)
+        elif rows[-1]:
+            rows.append([])
+    return [i for i in max(rows, key=len) if sites[i].role == "weight"]
 
 
+@once_a_step
 def last_hidden(sites: Sequence[Site], step: Step) -> int | None:
     """The last activation before the output on the trunk; where there is none, the last weight before it."""
-    way = [i for i in trunk(sites, step) if i != step.output]
+    way = [i for i in reversed(trunk(sites, step)) if i != step.output]
     for role in ("activation", "weight"):
-        found = [i for i in way if sites[i].role == role]
-        if found:
-            return found[-1]
+        found = next((i for i in way if sites[i].role == role), None)
+        if found is not None:
+            return found
     return None
 
 
+@once_a_step
 def beyond_output(sites: Sequence[Site], step: Step) -> list[int]:
     """Sites after the model's last weight layer, in forward order, without the loss."""
     if step.output is None:
         return []
-    order = in_order(sites)
+    order = in_order(sites, step)
     after = order[order.index(step.output) + 1 :]
     return [i for i in after if sites[i].role != "loss" and step.at("delta_norm", i) is not None]
 
@@ -233,6 +274,8 @@ def by_way(run: Run) -> list[Run]:
     for step in run.steps:
         if step.source is not None and step.output is not None and step.source != step.output:
             ways.setdefault((step.source, step.output), []).append(step)
+    if len(ways) == 1 and len(next(iter(ways.values()))) == len(run.steps):
+        return [run]
     most = max(map(len, ways.values()), default=0)
     enough = min(most, max(len(run.steps) / 10, 2 if len(run.steps) >= FEWEST else 1))
     return [msgspec.structs.replace(run, steps=steps) for steps in ways.values() if len(steps) >= enough]
@@ -262,6 +305,9 @@ def course(
     known = [(step, value) for step in run.steps if (value := quantity(step)) is not None and not math.isnan(value)]
     if not known:
         return None
+    if len(known) == 1:
+        (step, value), *_ = known
+        return Course(value, value, step, step, parted=False, values=known)
     parted = len(known) >= FEWEST
     first = known[:5] if parted else known
     last = known[-(len(known) // 3) :] if parted else known
@@ -276,29 +322,18 @@ def _middle(values: Sequence[tuple[Step, float]], median: Callable[[Iterable[flo
     return next(step for step, value in reversed(values) if value == middle), middle
 
 
-def parameters_of(run: Run, index: int) -> list[int]:
-    """Indices of the parameters that a site owns."""
-    return _owned(run.header).get(run.sites[index].site, [])
-
-
-@once_a_header
-def _owned(header: Header) -> dict[str, list[int]]:
-    """Indices of the parameters by the name of the site that owns them, and by their own."""
-    found: dict[str, list[int]] = {}
-    for i, param in enumerate(header.params):
-        for name in {param.site, param.name}:
-            found.setdefault(name, []).append(i)
-    return found
-
-
 def weight_of(run: Run, index: int) -> int | None:
     """Index of the weight of a site: the first parameter with two axes, else the first."""
-    return _weights(run.header)[index]
+    return weights(run.header)[index]
 
 
 @once_a_header
-def _weights(header: Header) -> list[int | None]:
-    """The weight of each site."""
-    owned = _owned(header)
-    found = [owned.get(site.site, ()) for site in header.sites]
-    return [next((i for i in own if len(header.params[i].shape) >= 2), own[0] if own else None) for own in found]
+def weights(header: Header) -> list[int | None]:
+    """The weight of each site; a parameter may be a site by its own name."""
+    vectors: dict[str, int] = {}
+    matrices: dict[str, int] = {}
+    for i, param in reversed(list(enumerate(header.params))):  # the first one of each name stays
+        known = matrices if len(param.shape) >= 2 else vectors
+        known[param.site] = known[param.name] = i
+    found = vectors | matrices
+    return [found.get(site.site) for site in header.sites]

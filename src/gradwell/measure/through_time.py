@@ -83,8 +83,10 @@ class Unrolled(msgspec.Struct, frozen=True):
 
 def unrolled(run: Run, step: Step) -> Iterator[Unrolled]:
     """Every recurrent layer that the loss of a step goes through."""
-    kinds = {site.site: site for site in run.sites}
     called = loops(run.sites, step)
+    if not step.lags and not called:
+        return
+    kinds = {site.site: site for site in run.sites}
     for name, column in step.lags.items():
         sent, heard = _numbers(column), _numbers(step.heard.get(name, []))
         site = kinds.get(name.removesuffix(":reverse"))

@@ -169,13 +169,28 @@ class Step(msgspec.Struct, frozen=True, weakref=True):
 
     def at(self, column: str, index: int) -> float | None:
         """One number of a site, None where it was not measured."""
-        values = self.sites.get(column, [])
-        return values[index] if index < len(values) else None
+        values = self.sites.get(column)
+        return values[index] if values is not None and index < len(values) else None
 
     def of(self, column: str, index: int) -> float | None:
         """One number of a parameter, None where it was not measured."""
-        values = self.params.get(column, [])
-        return values[index] if index < len(values) else None
+        values = self.params.get(column)
+        return values[index] if values is not None and index < len(values) else None
+
+    def all_at(self, column: str, count: int) -> Column:
+        """The numbers of so many sites at least, None where they were not measured. Do not change the list."""
+        return _filled(self.sites.get(column), count)
+
+    def all_of(self, column: str, count: int) -> Column:
+        """The numbers of so many parameters at least, None where they were not measured. Do not change the list."""
+        return _filled(self.params.get(column), count)
+
+
+def _filled(values: Column | None, count: int) -> Column:
+    """A column of at least that length; what it lacks is None."""
+    if values is None:
+        return [None] * count
+    return values if len(values) >= count else [*values, *[None] * (count - len(values))]
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from gradwell.symptoms._words import judged_at, needs_steps
 
 GAINED = 0.2
 """Share of the loss at the start below which nothing has been gained."""
+TOO_FEW = "these are too few steps for a loss curve; `gradwell run` records the loss of every step."
 
 
 def has_gained(run: Run) -> bool:
@@ -31,6 +32,8 @@ def curves(run: Run, least: int) -> list[Curve]:
     Raises `NotMeasurable` where there is none, and where optimizers step in turn: the losses of adversaries may rise
     while all is well.
     """
+    if len(run.steps) < least and not run.events and any(step.loss is not None for step in run.steps):
+        raise NotMeasurable(TOO_FEW)  # a check: no more losses are known than sampled ones
     known = run.losses()
     if not known:
         needs_steps(run)
@@ -39,7 +42,7 @@ def curves(run: Run, least: int) -> list[Curve]:
         raise NotMeasurable("several optimizers step in turn on losses of their own, which may rise while all is well.")
     found = [curve for curve in map(_finite, known) if len(curve.values) >= least]
     if not found:
-        raise NotMeasurable("these are too few steps for a loss curve; `gradwell run` records the loss of every step.")
+        raise NotMeasurable(TOO_FEW)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median_low
 
 from gradwell.errors import NotMeasurable
@@ -20,13 +21,18 @@ def ratios(run: Run) -> list[tuple[Step, float]]:
     Raises `NotMeasurable` where no update of a weight matrix was seen.
     """
     needs_steps(run)
-    if not any(x is not None for step in run.steps for x in step.params.get("update_rms", ())):
+    if not any(_known(step.params.get("update_rms", ())) for step in run.steps):
         raise NotMeasurable(NO_UPDATE)
     grown = _grown(run)
     found = [(step, median_low(values)) for step in run.steps if (values := [r for _, r in matrices(run, step, grown)])]
     if not found:
         raise NotMeasurable(NO_UPDATE)
     return found
+
+
+def _known(column: Sequence[float | None]) -> bool:
+    """Whether anything of a column was measured."""
+    return column.count(None) < len(column)
 
 
 def largest(run: Run) -> tuple[Step, float]:
@@ -56,7 +62,8 @@ def _felt(run: Run, step: Step, known: list[tuple[int, float]]) -> list[float]:
 
 def _grown(run: Run) -> set[int]:
     """Indices of the parameters that are zero in some sampled step."""
-    return {i for i, _ in enumerate(run.header.params) if any(step.of("weight_rms", i) == 0 for step in run.steps)}
+    columns = [column for step in run.steps if 0 in (column := step.params.get("weight_rms", ()))]
+    return {i for column in columns for i, size in enumerate(column) if size == 0}
 
 
 def matrices(run: Run, step: Step, grown: set[int]) -> list[tuple[int, float]]:
@@ -66,8 +73,9 @@ def matrices(run: Run, step: Step, grown: set[int]) -> list[tuple[int, float]]:
     while others move, since it may not be their optimizer's turn.
     """
     found: list[tuple[int, float]] = []
-    for i, param in enumerate(run.header.params):
-        weight, grad, update = (step.of(column, i) for column in ("weight_rms", "grad_rms", "update_rms"))
+    params = run.header.params
+    columns = (step.all_of(name, len(params)) for name in ("weight_rms", "grad_rms", "update_rms"))
+    for i, (param, weight, grad, update) in enumerate(zip(params, *columns, strict=False)):
         if len(param.shape) < 2 or param.frozen or i in grown or update is None or not weight or not grad:
             continue
         if all(map(math.isfinite, (weight, grad, update))):

@@ -27,8 +27,8 @@ def place(site: Site) -> str:
 
 def grade(value: float, bounds: Sequence[float]) -> Severity | None:
     """The severity of a value by the bounds of mild, serious and fatal; None below all of them."""
-    reached = [severity for severity, bound in zip(SEVERITIES, bounds, strict=True) if value >= bound]
-    return reached[-1] if reached else None
+    mild, serious, fatal = bounds
+    return "fatal" if value >= fatal else "serious" if value >= serious else "mild" if value >= mild else None
 
 
 def milder(one: Severity | None, other: Severity) -> Severity | None:
@@ -69,7 +69,10 @@ def adaptive(run: Run) -> bool | None:
     if run.optimizer is not None:
         return run.optimizer.adaptive
     for step in reversed(run.steps):
-        pairs = zip(step.params.get("grad_rms", ()), step.params.get("update_rms", ()), strict=False)
+        updates = step.params.get("update_rms", ())
+        if not any(updates):
+            continue
+        pairs = zip(step.params.get("grad_rms", ()), updates, strict=False)
         rates = [update / grad for grad, update in pairs if grad and update]
         if len(rates) > 1 and all(math.isfinite(rate) for rate in rates):
             return None if max(rates) > 1.1 * min(rates) else False

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gradwell.errors import NotMeasurable
+from gradwell.measure.once import once_a_step
 from gradwell.measure.profile import by_way, course, in_order
 from gradwell.records.net import NetConfig
-from gradwell.records.run import Run, Step
+from gradwell.records.run import Run, Site, Step
 from gradwell.records.verdict import Evidence, Finding
 from gradwell.symptoms._units import fractions, hidden, on_trunk
-from gradwell.symptoms._words import bound_of, grade, judged_at, milder, needs_steps, place, span, where
+from gradwell.symptoms._words import bound_of, grade, judged_at, needs_steps, place, span, where
 from gradwell.symptoms._words import worst as worst_of
 
 ORDER = 5
@@ -58,7 +59,7 @@ def dead_units(
         Maas, Hannun and Ng 2013; Lu et al. 2020 (dying ReLU). Bounds: docs/calibration.md.
     """
     needs_steps(run)
-    if not any(hidden(run, step, "CAN_DIE") for step in run.steps):
+    if not any(hidden(run.sites, step, "CAN_DIE") for step in run.steps):
         raise NotMeasurable("no hidden activation can die: there is no ReLU or kin of it.")
     bounds = (mild, serious, fatal)
     ways = by_way(run) or [run]
@@ -70,17 +71,18 @@ def dead_units(
 def _judge(run: Run, bounds: Sequence[float], fewest_samples: float) -> Iterator[Finding]:
     """At most one finding about the steps of one way of the gradient: a GAN's two nets take turns."""
     judged = course(run, lambda step: worst(run, step)[1])
-    index, value = (None, None) if judged is None else worst(run, judged.last_step)
-    if judged is None or value is None or index is None:
+    if judged is None:
         return
+    value = judged.end
     if (judged.last_step.batch or 0) < fewest_samples and value < WHOLE:
         raise NotMeasurable(f"a batch of {judged.last_step.batch} is too small to tell a dead unit from one at rest.")
     severity = grade(value, bounds)
-    if index not in on_trunk(run, judged.last_step):
-        severity = milder(severity, "serious")
-    if severity is None:
+    index, _ = worst(run, judged.last_step)
+    if severity is None or index is None:
         return
-    found = [pair for pair in shares(run, judged.last_step) if pair[1] >= bounds[0]]
+    if severity == "fatal" and index not in on_trunk(run.sites, judged.last_step):
+        severity = "serious"
+    found = [pair for pair in shares(run.sites, judged.last_step) if pair[1] >= bounds[0]]
     found.sort(key=lambda pair: -pair[1])
     first, last = span(judged, bounds[0])
     text = f"{100 * value:.0f} % of the units of {place(run.sites[index])} are 0 for every sample of the batch"
@@ -93,20 +95,31 @@ def _judge(run: Run, bounds: Sequence[float], fewest_samples: float) -> Iterator
 
 def worst(run: Run, step: Step) -> tuple[int | None, float | None]:
     """The layer with most dead units, those on the trunk first."""
-    found = shares(run, step)
+    return _worst(run.sites, step)
+
+
+@once_a_step
+def _worst(sites: Sequence[Site], step: Step) -> tuple[int | None, float | None]:
+    found = shares(sites, step)
     if not found:
         return None, None
-    whole = on_trunk(run, step)
-    return max(found, key=lambda pair: (pair[1], pair[0] in whole))
+    most = max(share for _, share in found)
+    places = [i for i, share in found if share == most]
+    whole = on_trunk(sites, step) if len(places) > 1 else ()
+    return next((i for i in places if i in whole), places[0]), most
 
 
-def shares(run: Run, step: Step) -> list[tuple[int, float]]:
+@once_a_step
+def shares(sites: Sequence[Site], step: Step) -> list[tuple[int, float]]:
     """(index, dead share) of each activation that can die and is fed; none is judged behind a layer of zeros."""
-    found = dict(fractions(run, step, "dead_frac", "CAN_DIE"))
-    fed, judged = True, []
-    for i in in_order(run.sites):
-        if i in found and fed:
-            judged.append((i, found[i]))
-        if run.sites[i].role in ("weight", "norm"):
-            fed = step.at("act_rms", i) != 0
+    found = fractions(sites, step, "dead_frac", "CAN_DIE")
+    sizes = step.all_at("act_rms", len(sites))
+    if 0 not in sizes:
+        return found
+    known, fed, judged = dict(found), True, []
+    for i in in_order(sites, step):
+        if i in known and fed:
+            judged.append((i, known[i]))
+        if sites[i].role in ("weight", "norm"):
+            fed = sizes[i] != 0
     return judged

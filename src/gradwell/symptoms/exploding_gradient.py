@@ -9,7 +9,7 @@ from statistics import median_high
 from gradwell.measure.flow import ledger
 from gradwell.measure.profile import course, layers, log10_gain, normalised, through_depth, trunk
 from gradwell.records.net import NetConfig
-from gradwell.records.numbers import decades, log10, times
+from gradwell.records.numbers import decades, times
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import RANK, Evidence, Finding, Severity, Where
 from gradwell.symptoms._curve import has_gained
@@ -101,6 +101,9 @@ def exploding_gradient(
 
 def _judge(run: Run, bounds: Sequence[float], share: float) -> Iterator[Finding]:
     """At most one finding: how bad it is at the end, or that it was serious at the start."""
+    least = min(bounds)
+    if share <= 1 and not any(gain >= least for step in run.steps for _, gain in through_depth(run.sites, step)):
+        return  # no more counts than what it grows
     whole = course(run, lambda step: grown(run, step, scale=share), of_few=median_high)
     if whole is None:
         return
@@ -147,15 +150,16 @@ def _growth(run: Run, step: Step, scale: float) -> list[tuple[int, float]]:
     Got back is what makes up for a fall since the largest output before, unless large weights do it: then one step is
     far too large for the small ones. Activations, which squash by design, are compared among themselves.
     """
-    read, by_weights = normalised(run.sites, step), _by_weights(run, step)
+    sites = run.sites
+    read, by_weights, sizes = normalised(sites, step), _by_weights(run, step), step.all_at("act_rms", len(sites))
     assert step.output is not None
-    out = _size(step, step.output)
+    out = _size(sizes[step.output])
     largest = {True: -math.inf, False: -math.inf}
     found = []
-    for i, gain in through_depth(run.sites, step):
+    for i, gain in through_depth(sites, step):
         if i in read or not math.isfinite(gain):
             continue
-        size, squashes = _size(step, i), run.sites[i].role == "activation"
+        size, squashes = _size(sizes[i]), sites[i].role == "activation"
         if size is None or out is None:
             found.append((i, gain))
             continue
@@ -170,18 +174,18 @@ def _by_weights(run: Run, step: Step) -> dict[int, float]:
     """Decades by which weight layers behind each site of the trunk make the gradient grow."""
     found: dict[int, float] = {}
     total = 0.0
+    gains = step.all_at("leaf_gain", len(run.sites))
     for i in reversed(trunk(run.sites, step)):
         found[i] = total
-        gain = step.at("leaf_gain", i)
+        gain = gains[i]
         if run.sites[i].role == "weight" and gain is not None and math.isfinite(gain):
             total += max(0.0, gain)
     return found
 
 
-def _size(step: Step, index: int) -> float | None:
+def _size(rms: float | None) -> float | None:
     """log10 of the RMS of a site's outputs; None where that says nothing."""
-    size = log10(step.at("act_rms", index))
-    return size if size is not None and math.isfinite(size) else None
+    return math.log10(rms) if rms is not None and 0 < rms < math.inf else None
 
 
 def _places(run: Run, step: Step, scale: float) -> list[Where]:

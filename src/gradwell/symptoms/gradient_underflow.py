@@ -18,6 +18,8 @@ SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "f
 """The smallest number of a format."""
 NEAR = 1e3
 """A gradient of exact zero has underflowed where another weight's gradient is within this factor of the smallest."""
+LOST = 0.9
+"""Share of a gradient's elements that must be zero or have lost digits."""
 DONE = 0.01
 """Steps with less than this share of the first loss do not count: the net has learnt its data."""
 
@@ -66,6 +68,9 @@ def gradient_underflow(run: Run, *, mild: float = 0.05, serious: float = 0.3, fa
     needs_steps(run)
     if run.header.dtype not in SMALLEST:
         raise NotMeasurable(f"the smallest number of the format {run.header.dtype or '(unknown)'} is not known.")
+    bounds = (mild, serious, fatal)
+    if min(bounds) > 0 and not any(_has_lost(step) for step in run.steps):
+        return
     start = next((step.loss for step in run.steps if step.loss is not None), None)
 
     def quantity(step: Step) -> float | None:
@@ -73,7 +78,7 @@ def gradient_underflow(run: Run, *, mild: float = 0.05, serious: float = 0.3, fa
         return None if done else lost_share(run, step)
 
     whole = course(run, quantity)
-    severity = None if whole is None else grade(whole.end, (mild, serious, fatal))
+    severity = None if whole is None else grade(whole.end, bounds)
     if whole is None or severity is None:
         return
     step = whole.last_step
@@ -83,7 +88,7 @@ def gradient_underflow(run: Run, *, mild: float = 0.05, serious: float = 0.3, fa
     quiet = min((step.of("grad_rms", i) or 0.0) * (step.loss_scale or 1.0) for i, _ in hit)
     first, last = span(whole, mild)
     evidence = [
-        Evidence("gradient below the smallest number", whole.end, "share", bound_of(severity, (mild, serious, fatal))),
+        Evidence("gradient below the smallest number", whole.end, "share", bound_of(severity, bounds)),
         Evidence("smallest grad_rms", quiet, "per element", smallest),
         judged_at(step),
     ]
@@ -116,8 +121,13 @@ def lost(run: Run, step: Step) -> list[tuple[int, float]]:
     return [(i, _below(value, smallest, near, step.of("grad_underflow_frac", i))) for i, value in rms.items()]
 
 
+def _has_lost(step: Step) -> bool:
+    """Whether anything can be lost at all: most elements of some gradient are zero or have lost digits."""
+    return any(not fraction < LOST for fraction in filter(None, step.params.get("grad_underflow_frac", ())))
+
+
 def _below(rms: float, smallest: float, near: bool, fraction: float | None) -> float:
-    if not math.isfinite(rms) or (fraction or 0.0) < 0.9:
+    if not math.isfinite(rms) or (fraction or 0.0) < LOST:
         return 0.0
     if rms == 0:
         return 1.0 if near else 0.0

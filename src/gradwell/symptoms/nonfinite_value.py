@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -93,12 +93,11 @@ class _Birth(msgspec.Struct, frozen=True):
 
 
 def _birth(run: Run, step: Step) -> _Birth | None:
-    spread = _bad(step.loss) or _bad_gradient(run, step)
-    weights = [i for i, _ in enumerate(run.header.params) if _bad(step.of("weight_rms", i))]
-    if not spread and not weights:
-        return None
+    weights = [] if _sound(sizes := step.params.get("weight_rms", ())) else [i for i, x in enumerate(sizes) if _bad(x)]
     if weights:
-        return _from_weights(run, weights)
+        return _from_weights(run, step, weights)
+    if not (_bad(step.loss) or _bad_gradient(step)):
+        return None
     return _from_outputs(run, step) or _from_gradients(run, step) or _from_parameters(run, step)
 
 
@@ -106,30 +105,35 @@ def _bad(value: float | None) -> bool:
     return value is not None and not math.isfinite(value)
 
 
-def _bad_gradient(run: Run, step: Step) -> bool:
-    counts = (step.of("grad_nonfinite", i) for i in range(len(run.header.params)))
-    return _bad(step.grad_norm) or any(counts) or any(_bad(value) for value in step.sites.get("delta_norm", ()))
+def _sound(values: Sequence[float | None]) -> bool:
+    """Whether all numbers of a column are finite, those that were measured."""
+    return all(map(math.isfinite, filter(None, values)))
 
 
-def _from_weights(run: Run, weights: list[int]) -> _Birth:
+def _bad_gradient(step: Step) -> bool:
+    counts = step.params.get("grad_nonfinite", ())
+    return _bad(step.grad_norm) or any(counts) or not _sound(step.sites.get("delta_norm", ()))
+
+
+def _from_weights(run: Run, step: Step, weights: list[int]) -> _Birth:
     """It happened at an earlier step: the weights carry it."""
     names = [run.header.params[i].name for i in weights]
-    owners = [where(site) for site in _sites(run) if site.site == run.header.params[weights[0]].site][:1]
+    owners = [where(site) for site in _sites(run, step) if site.site == run.header.params[weights[0]].site][:1]
     several = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
     words = f"the weights of {several} were not finite any more before the forward pass: it happened"
     evidence = Evidence("parameters not finite", float(len(names)), "parameters")
     return _Birth(owners, words, evidence, when="before")
 
 
-def _sites(run: Run) -> list[Site]:
-    return [run.sites[i] for i in in_order(run.sites)]
+def _sites(run: Run, step: Step) -> list[Site]:
+    return [run.sites[i] for i in in_order(run.sites, step)]
 
 
 def _from_outputs(run: Run, step: Step) -> _Birth | None:
     """The first site in forward order with a non-finite output."""
     if step.input_rms is not None and not math.isfinite(step.input_rms):
         return _Birth([], "the input itself is not finite", Evidence("input_rms", step.input_rms, ""))
-    for i in in_order(run.sites):
+    for i in in_order(run.sites, step):
         count = step.at("nonfinite", i)
         if count:
             site = run.sites[i]
@@ -141,7 +145,7 @@ def _from_outputs(run: Run, step: Step) -> _Birth | None:
 def _from_gradients(run: Run, step: Step) -> _Birth | None:
     """Between the last finite and the first non-finite gradient on the way back from the loss."""
     above: int | None = None
-    for i in reversed(in_order(run.sites)):
+    for i in reversed(in_order(run.sites, step)):
         delta = step.at("delta_norm", i)
         if delta is None:
             continue
@@ -161,7 +165,7 @@ def _from_parameters(run: Run, step: Step) -> _Birth:
     for i, param in enumerate(run.header.params):
         count = step.of("grad_nonfinite", i)
         if count:
-            places = [where(site) for site in _sites(run) if site.site == param.site][:1]
+            places = [where(site) for site in _sites(run, step) if site.site == param.site][:1]
             words = f"the gradient of {param.name} is not finite ({count:.0f} elements)"
             return _Birth(places, words, Evidence("grad_nonfinite", count, "elements"), step.loss_scale is not None)
     value = step.loss if _bad(step.loss) else step.grad_norm

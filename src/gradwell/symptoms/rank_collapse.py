@@ -17,7 +17,6 @@ from gradwell.symptoms._words import (
     grade,
     judged_at,
     layers_word,
-    milder,
     needs_depth,
     place,
     span,
@@ -88,10 +87,13 @@ def rank_collapse(
         raise NotMeasurable("a batch of one sample has no spread; use a batch of at least 2.")
     if all(_first(step) > -math.log10(least_input) for step in steps):
         raise NotMeasurable("the samples of the batch do not differ after the first layer; use a batch of real data.")
-    if all(collapsed(run, step) is None for step in steps):
+    known = [value for step in steps if (value := collapsed(run, step)) is not None]
+    if not known:
         raise NotMeasurable("the spread between the samples was not measured in the last hidden layer.")
-    given_bounds = (input_mild, input_serious, input_fatal)
-    found = [f for way in ways for f in _judge(way, partial(collapsed, way), (mild, serious, fatal), from_input=False)]
+    whole_bounds, given_bounds = (mild, serious, fatal), (input_mild, input_serious, input_fatal)
+    if max(known) < min(*whole_bounds, *given_bounds):
+        return
+    found = [f for way in ways for f in _judge(way, partial(collapsed, way), whole_bounds, from_input=False)]
     found += [f for way in ways for f in _judge(way, partial(given, way), given_bounds, from_input=True)]
     yield from worst(found)
 
@@ -102,10 +104,11 @@ def _judge(
     """At most one finding about C (or its part that the inputs bring along)."""
     whole = course(run, quantity)
     severity = _grade(whole, bounds)
-    if adaptive(run) is None:
-        severity = milder(severity, "serious")
-    if whole is not None and severity is not None:
-        yield from _finding(run, whole, severity, bounds, from_input=from_input)
+    if whole is None or severity is None:
+        return
+    if adaptive(run) is None and RANK[severity] > RANK["serious"]:
+        severity = "serious"
+    yield from _finding(run, whole, severity, bounds, from_input=from_input)
 
 
 def _grade(whole: Course | None, bounds: Sequence[float]) -> Severity | None:

@@ -60,7 +60,7 @@ def saturated_units(
         Glorot and Bengio 2010; LeCun et al. 1998. Bounds: docs/calibration.md.
     """
     needs_steps(run)
-    if not any(hidden(run, step, "SATURATES") for step in run.steps):
+    if not any(hidden(run.sites, step, "SATURATES") for step in run.steps):
         raise NotMeasurable("no hidden activation is flat on both sides: there is no sigmoid, tanh or kin of them.")
     bounds = (mild, serious if adaptive(run) is False else adaptive_serious, fatal)
     ways = by_way(run) or [run]
@@ -108,7 +108,7 @@ def shares(run: Run, step: Step) -> list[tuple[int, float]]:
     """
     resting = kinds_with("CAN_DIE")
     found = []
-    for i, share in fractions(run, step, "saturated_frac", "SATURATES"):
+    for i, share in fractions(run.sites, step, "saturated_frac", "SATURATES"):
         rest = (step.at("zero_frac", i) or 0.0) if run.sites[i].kind in resting else 0.0
         found.append((i, max(0.0, (share - rest) / (1 - rest)) if rest < 1 else 0.0))
     return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from gradwell.errors import NotMeasurable
-from gradwell.measure.profile import course, in_order, weight_of
+from gradwell.measure.profile import by_role, course, weights
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Evidence, Finding
@@ -103,15 +103,19 @@ def shares(run: Run, step: Step) -> list[tuple[int, float]]:
     found: list[tuple[int, float]] = []
     waiting: set[int] = set()
     taken: set[int] = set()
-    for i in in_order(run.sites):
-        weight = weight_of(run, i) if run.sites[i].role == "weight" and i != step.output else None
-        share = None if weight is None or weight in taken else step.of("twin_frac", weight)
-        if weight is None or share is None or math.isnan(share):
+    count, owned = len(run.header.params), weights(run.header)
+    twins, sizes, grads = (step.all_of(name, count) for name in ("twin_frac", "weight_rms", "grad_rms"))
+    for i in by_role(run.sites, step)["weight"]:
+        weight = owned[i]
+        if i == step.output or weight is None or weight in taken:
+            continue
+        share = twins[weight]
+        if share is None or math.isnan(share):
             continue
         taken.add(weight)
         found.append((i, share))
-        if step.of("weight_rms", weight) == 0 and step.of("grad_rms", weight) == 0:
+        if sizes[weight] == 0 and grads[weight] == 0:
             waiting.add(i)
-    if all(share == 1 for _, share in found):
+    if not waiting or all(share == 1 for _, share in found):
         return found
     return [(i, 0.0 if i in waiting else share) for i, share in found]

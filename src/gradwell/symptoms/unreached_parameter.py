@@ -57,12 +57,15 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
         (find_unused_parameters).
     """
     needs_steps(run)
-    trained = to_train(run)
+    unreached = _unreached(run)
+    trained = _to_train(run, unreached)
     if not trained:
         raise NotMeasurable("no parameter is known that is to be trained.")
-    missed = [i for i in trained if not reached(run, i)]
+    missed = [i for i in trained if i in unreached]
+    if not missed:
+        return
     share = _elements(run, missed) / max(_elements(run, trained), 1)
-    if not missed or share <= mild:
+    if share <= mild:
         return
     idle = _never_called(run, missed)
     cut = _elements(run, missed) - _elements(run, idle)
@@ -83,15 +86,14 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
     )
 
 
-def to_train(run: Run) -> list[int]:
+def _to_train(run: Run, unreached: set[int]) -> list[int]:
     """Indices of the parameters that are meant to learn, without those of an optimizer whose turn was not sampled."""
     params = run.header.params
-    held = [i for i, param in enumerate(params) if param.group is not None and not param.frozen]
     if not run.header.optimizers:
         return [i for i, param in enumerate(params) if not param.frozen]
-    owners = {params[i].group.partition(".")[0] for i in held if "." in (params[i].group or "")}  # type: ignore[union-attr]
-    asleep = {o for o in owners if not any(reached(run, i) for i in held if _owner(params[i]) == o)}
-    return [i for i in held if _owner(params[i]) not in asleep]
+    held = [i for i, param in enumerate(params) if param.group is not None and not param.frozen]
+    awake = {_owner(params[i]) for i in held if i not in unreached} if unreached else None
+    return held if awake is None else [i for i in held if (owner := _owner(params[i])) is None or owner in awake]
 
 
 def _owner(param: Param) -> str | None:
@@ -100,12 +102,18 @@ def _owner(param: Param) -> str | None:
     return owner if dot else None
 
 
-def reached(run: Run, index: int) -> bool:
-    """True where a gradient was there in some sampled step, or the optimizer moved the parameter.
+def _unreached(run: Run) -> set[int]:
+    """The parameters that got no gradient in any sampled step and that no optimizer has moved.
 
     With several backward passes a step only the first is sampled; optimizers leave what has no gradient where it is.
     """
-    return any(step.of("grad_rms", index) is not None or step.of("update_rms", index) for step in run.steps)
+    left = set(range(len(run.header.params)))
+    for step in run.steps:
+        grads, updates = (step.all_of(name, len(run.header.params)) for name in ("grad_rms", "update_rms"))
+        left = {i for i in left if grads[i] is None and not updates[i]}
+        if not left:
+            break
+    return left
 
 
 def _never_called(run: Run, missed: Sequence[int]) -> list[int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gradwell.measure.flow import Ledger, ledger
-from gradwell.measure.profile import Course, between, course, layers, pooled, through_depth, trunk, weight_of
+from gradwell.measure.profile import Course, between, course, layers, pooled, through_depth, trunk, weight_of, weights
 from gradwell.records.net import NetConfig
 from gradwell.records.numbers import decades, size, times
 from gradwell.records.run import Run, Step, finite
@@ -145,7 +145,10 @@ def moves(run: Run, step: Step, index: int) -> bool:
 
 def _gains(run: Run, step: Step) -> list[tuple[int, float]]:
     """The profile of the trunk without nan, and without what lies behind a layer of dead units."""
-    found = [(i, gain) for i, gain in through_depth(run.sites, step) if not math.isnan(gain)]
+    found = through_depth(run.sites, step)
+    if all(math.isfinite(gain) for _, gain in found):
+        return found
+    found = [(i, gain) for i, gain in found if not math.isnan(gain)]
     zeros = [n for n, (_, gain) in enumerate(found) if gain == -math.inf]
     if zeros and zeros[-1] + 1 < len(found):
         cut = found[zeros[-1] + 1][0]
@@ -186,14 +189,23 @@ class _Judge:
 
     def findings(self) -> Iterator[Finding]:
         """At most one: how bad it is at the end, or that it was serious at the start."""
+        if not self.shrinks():
+            return
         whole = course(self.run, lambda step: lost(self.run, step))
         if whole is None:
             return
-        start, end = self(whole.start, whole.first_step), self(whole.end, whole.last_step)
+        end = self(whole.end, whole.last_step)
         if end is not None:
             yield self.finding(whole, end)
-        elif start is not None and RANK[start] >= RANK["serious"]:
+            return
+        start = self(whole.start, whole.first_step)
+        if start is not None and RANK[start] >= RANK["serious"]:
             yield self.recovered(whole, start)
+
+    def shrinks(self) -> bool:
+        """Whether any gain reaches a bound before what pooling takes is left out: else nothing does behind it."""
+        least, sites = -min(*self.plain, *self.forgiving), self.run.sites
+        return any(gain <= least for step in self.run.steps for _, gain in through_depth(sites, step))
 
     def floor(self) -> float:
         """The gradient below which an adaptive optimizer's eps takes over; 0 for one without eps."""
@@ -204,7 +216,7 @@ class _Judge:
         """The bounds for a step: those of SGD when nothing rescales a gradient of this size."""
         if self.adaptive is None:
             return self.forgiving
-        quiet = quietest(self.run, step)
+        quiet = quietest(self.run, step) if self.adaptive else None
         return self.forgiving if self.adaptive and (quiet is None or quiet >= self.floor()) else self.plain
 
     def __call__(self, value: float, step: Step) -> Severity | None:
@@ -220,7 +232,7 @@ class _Judge:
         book = ledger(self.run.sites, step)
         site = _quietest_site(self.run, step)
         culprits = [i for i in _culprits(book) if i != site]
-        summary = self._summary(whole, site, book) + self._hint(whole.end, step)
+        summary = self._summary(whole, site, book) + self._hint(whole.end, step, severity)
         sites = self.run.sites
         first, last = span(whole, self.bounds(step)[0])
         return Finding(
@@ -242,8 +254,8 @@ class _Judge:
 
     def _evidence(self, value: float, step: Step, severity: Severity) -> list[Evidence]:
         found = [Evidence("log10_gain", -value, "decades", -bound_of(severity, self.bounds(step)))]
-        quiet = quietest(self.run, step)
-        if quiet is not None and self.adaptive:
+        quiet = quietest(self.run, step) if self.adaptive else None
+        if quiet is not None:
             found.append(Evidence("smallest grad_rms", quiet, "per element", self.floor()))
         return [*found, judged_at(step)]
 
@@ -264,26 +276,26 @@ class _Judge:
     def _shut(self, step: Step, site: int) -> bool:
         """Whether the gradient is zero because a weight between the site and the output is."""
         way = trunk(self.run.sites, step)
-        weights = [weight_of(self.run, i) for i in way[way.index(site) + 1 :] if self.run.sites[i].role == "weight"]
-        return any(step.of("weight_rms", i) == 0 for i in weights if i is not None)
+        behind = [weight_of(self.run, i) for i in way[way.index(site) + 1 :] if self.run.sites[i].role == "weight"]
+        return any(step.of("weight_rms", i) == 0 for i in behind if i is not None)
 
     def _culprit_words(self, book: Ledger | None) -> str:
         named = [f"{self.run.sites[i].site} alone takes {decades(d, signed=False)}" for i, d in _taken(book)]
         return f"; {', '.join(named)}" if named else ""
 
-    def _hint(self, value: float, step: Step) -> str:
+    def _hint(self, value: float, step: Step, severity: Severity) -> str:
         if value == math.inf:
             return ""
         plain = grade(value, self.plain)
-        if self.adaptive is None and plain != self(value, step):
+        if self.adaptive is None and plain != severity:
             return f"; without an optimizer judged as under Adam; under plain SGD it would be {plain}"
-        quiet, optimizer = quietest(self.run, step), self.run.optimizer
         if grade(value, self.bounds(step)) != grade(lasting(self.run, step), self.bounds(step)):
             ready = [i for i in trunk(self.run.sites, step) if moves(self.run, step, i)]
             names = ", ".join(self.run.sites[i].site for i in ready[:3])
             more = f" and {len(ready) - 3} more" if len(ready) > 3 else ""
             return f"; a step moves the weights of {names}{more} by more than {MOVES:.0%} of their size: they will grow"
-        if self.adaptive and optimizer and quiet is not None and quiet < self.floor():
+        quiet, optimizer = quietest(self.run, step) if self.adaptive else None, self.run.optimizer
+        if optimizer and quiet is not None and quiet < self.floor():
             eps = f"{self.floor() / self.eps_margin:g}"
             return f"; gradients of {size(quiet)} are too small for {optimizer.kind}'s eps of {eps} to be rescaled"
         return ""
@@ -293,9 +305,11 @@ def quietest(run: Run, step: Step) -> float | None:
     """The smallest gradient (RMS per element, loss scale taken off) of a weight on the trunk; a vector (one number for
     each channel) counts only where there is nothing else.
     """
-    weights = [weight_of(run, i) for i in trunk(run.sites, step) if run.sites[i].role in ("weight", "source")]
-    matrices = [i for i in weights if i is not None and sum(axis > 1 for axis in run.header.params[i].shape) > 1]
-    sizes = finite([step.of("grad_rms", i) for i in matrices or weights if i is not None])
+    owned, params = weights(run.header), run.header.params
+    found = [owned[i] for i in trunk(run.sites, step) if run.sites[i].role in ("weight", "source")]
+    matrices = [i for i in found if i is not None and sum(axis > 1 for axis in params[i].shape) > 1]
+    grads = step.all_of("grad_rms", len(params))
+    sizes = finite([grads[i] for i in matrices or found if i is not None])
     return min(sizes) / (step.loss_scale or 1.0) if sizes else None
 
 
