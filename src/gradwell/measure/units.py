@@ -63,10 +63,9 @@ def _statistics(sites: list[Array]) -> list[tuple[float, float, float]]:
     np.subtract(apart, apart[0].copy(), out=apart)
     np.multiply(apart, apart, out=square)
     change, alive, spread = (np.ones(batch, table.dtype) @ table.reshape(batch, -1)).astype(np.float64).reshape(3, -1)
-    rows = np.stack([
-        change + batch * first, alive, spread - change * change / batch, spread + (2 * change + batch * first) * first
-    ])  # fmt: skip
-    total, alive, between, square = np.add.reduceat(rows, _starts(widths), axis=1).tolist()
+    total = change + batch * first
+    rows = np.concatenate([total, alive, spread - change * change / batch, spread + first * (change + total)])
+    total, alive, between, square = np.add.reduceat(rows.reshape(4, -1), _starts(widths), axis=1).tolist()
     return [
         (t / (batch * n), 1 - a / (batch * n), max(b, 0.0) / s if s and batch > 1 else math.nan)
         for t, a, b, s, n in zip(total, alive, between, square, widths, strict=True)

@@ -55,7 +55,7 @@ class Backward:
         self.source: int | None = None
         self.output: int | None = None
         self.beyond: set[int] = set()
-        self.weight_norms: dict[int, float] = {}
+        self.weights: dict[int, tuple[float, sizes.Array | None]] = {}
         self._tape = tape
         self._path: set[int] = set()
         self._pre: dict[int, list[Task]] = {}
@@ -222,7 +222,7 @@ class Backward:
                 visit.left, visit.isotropic = visit.delta, 0.0
         _finish_units(self.visits)
         _finish_slopes(self.visits)
-        self.weight_norms = _finish_weights(self.visits)
+        self.weights = _finish_weights(self.visits)
         if self.source is not None:
             self._find_flow(self.visits[self.source])
         self._find_time()
@@ -471,10 +471,9 @@ def _read_norm(graph: Graph, visit: Visit, inside: set[int]) -> None:
 
 def _finish_arrivals(waiting: list[Visit]) -> None:
     """The sizes of the gradients that were kept."""
-    for visit in waiting:
-        if visit.arrived is not None:
-            visit.array = sizes.in_memory(visit.arrived)
-            visit.delta = sizes.l2_of(visit.arrived, visit.array)
+    came = [(visit, visit.arrived) for visit in waiting if visit.arrived is not None]
+    for (visit, _), (size, array) in zip(came, sizes.measured([arrived for _, arrived in came]), strict=True):
+        visit.delta, visit.array = size, array
 
 
 def _divide_all(pairs: list[tuple[Visit, Visit]]) -> None:
@@ -508,11 +507,12 @@ def _finish_slopes(visits: list[Visit]) -> None:
                 visit.isotropic = 0.5 * math.log10(square)
 
 
-def _finish_weights(visits: list[Visit]) -> dict[int, float]:
-    """Isotropic gains of the weights; returns the norms by `id` of the tensor."""
+def _finish_weights(visits: list[Visit]) -> dict[int, tuple[float, sizes.Array | None]]:
+    """Isotropic gains of the weights; returns their norms and memory by `id` of the tensor."""
     heavy = [(visit, visit.weight) for visit in visits if visit.weight is not None]
-    found: dict[int, float] = {}
-    for (visit, weight), norm in zip(heavy, sizes.l2_all([w for _, w in heavy]), strict=True):
-        visit.isotropic = kinds.isotropic_weight(weight, norm, visit.kind, visit.out_shape)
-        visit.weight, found[id(weight)] = None, norm
+    each = list({id(weight): weight for _, weight in heavy}.values())
+    found = dict(zip(map(id, each), sizes.looked_at(each), strict=True))
+    for visit, weight in heavy:
+        visit.isotropic = kinds.isotropic_weight(weight, found[id(weight)][0], visit.kind, visit.out_shape)
+        visit.weight = None
     return found

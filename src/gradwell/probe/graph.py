@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import torch
+
 Key = tuple[int, int]
 Edge = tuple[int, int]  # (sequence number of the sending node, index among its next_functions)
 
@@ -21,6 +23,9 @@ def key_of(tensor: Any) -> Key | None:
     """
     node = tensor.grad_fn
     return None if node is None else (node._sequence_nr(), tensor.output_nr)
+
+
+_AccumulateGrad = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]  # torch leaves it out
 
 
 class Graph:
@@ -53,23 +58,27 @@ class Graph:
                 continue
             nodes[seq] = node
             keys: list[Key | None] = []
+            all_edges[seq] = keys
             for j, (target, number) in enumerate(node.next_functions):
                 if target is None:
                     keys.append(None)
-                    continue
-                if type(target).__name__ == "AccumulateGrad":  # a parameter, or another leaf that wants its gradient
+                elif type(target) is _AccumulateGrad:  # a parameter, or another leaf that wants its gradient
                     variable = target.variable
                     self.parameters[id(variable)] = variable
                     self.leaves.setdefault(seq, []).append((j, variable))
                     keys.append(None)
-                    continue
-                key = (target._sequence_nr(), number)
-                keys.append(key)
-                self.late |= key[0] > seq
-                senders.setdefault(key, []).append((seq, j))
-                if key[0] not in nodes:
-                    stack.append(target)
-            all_edges[seq] = keys
+                else:
+                    below = target._sequence_nr()
+                    key = (below, number)
+                    keys.append(key)
+                    if below > seq:
+                        self.late = True
+                    if key in senders:
+                        senders[key].append((seq, j))
+                    else:
+                        senders[key] = [(seq, j)]
+                    if below not in nodes:
+                        stack.append(target)
 
     def _topological(self) -> list[int]:
         """Receivers before senders, and by number wherever that is the same."""

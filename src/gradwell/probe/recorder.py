@@ -134,7 +134,7 @@ class Recorder:
         total = None
         if backward.source is not None and backward.output is not None and backward.source != backward.output:
             total = _gain(visits[backward.source].delta, visits[backward.output].delta)
-        params, norm = self._param_columns(scale, backward.weight_norms)
+        params, norm = self._param_columns(scale, backward.weights)
         return Step(
             step=number,
             loss=None if loss is None else loss / scale,
@@ -174,22 +174,24 @@ class Recorder:
         shape = backward.visits[backward.output].out_shape
         return shape[0] if len(shape) > 1 else 1
 
-    def _param_columns(self, scale: float, known: Mapping[int, float]) -> tuple[dict[str, Column], float | None]:
+    def _param_columns(
+        self, scale: float, known: Mapping[int, tuple[float, sizes.Array | None]]
+    ) -> tuple[dict[str, Column], float | None]:
         columns: dict[str, Column] = {name: [None] * len(self._tensors) for name in PARAM_COLUMNS}
         weight_rms, grad_rms = columns["weight_rms"], columns["grad_rms"]
         nonfinite, underflow = columns["grad_nonfinite"], columns["grad_underflow_frac"]
         alive = [(i, tensor) for i, tensor in enumerate(self.tensors) if tensor is not None]
         rest = [tensor for _, tensor in alive if id(tensor) not in known]
-        weights = {**known, **dict(zip(map(id, rest), sizes.l2_all(rest), strict=True))}
+        weights = {**known, **dict(zip(map(id, rest), sizes.looked_at(rest), strict=True))}
         for i, tensor in alive:
-            weight_rms[i] = weights[id(tensor)] / math.sqrt(tensor.numel() or 1)
+            weight_rms[i] = weights[id(tensor)][0] / math.sqrt(tensor.numel() or 1)
         with_grad = [(i, tensor, grad) for i, tensor in alive if (grad := tensor.grad) is not None]
         norms = [norm / scale for norm in sizes.l2_all([grad for _, _, grad in with_grad])]
         for (i, _, grad), norm in zip(with_grad, norms, strict=True):
             grad_rms[i] = rms = norm / math.sqrt(grad.numel() or 1)
             nonfinite[i] = sizes.nonfinite_count(grad, norm)
             underflow[i] = _underflow(grad, rms)
-        for i, share in _twins(with_grad):
+        for i, share in _twins([(i, p, weights[id(p)][1], grad) for i, p, grad in with_grad if _has_rows(p, grad)]):
             columns["twin_frac"][i] = share
         return columns, math.hypot(*norms) if norms else None
 
@@ -221,19 +223,21 @@ def _underflow(grad: Tensor, rms: float) -> float:
     return float((grad.detach().abs() < tiny).double().mean().item())
 
 
-def _twins(pairs: Sequence[tuple[int, Tensor, Tensor]]) -> Iterator[tuple[int, float]]:
-    """(index, share of the rows that are twins) of the (index, weight, gradient) that have rows to compare."""
-    found = [(i, sizes.as_array(sizes.rows(weight)), grad) for i, weight, grad in pairs if _has_rows(weight, grad)]
-    may = may_have_twins([rows[:, 0] for _, rows, _ in found])
-    for (i, rows, grad), possible in zip(found, may, strict=True):
-        yield i, twin_fraction(rows, sizes.as_array(sizes.rows(grad))) if possible else 0.0
+def _twins(layers: Sequence[tuple[int, Tensor, sizes.Array | None, Tensor]]) -> Iterator[tuple[int, float]]:
+    """(index, share of the rows that are twins) of each (index, weight, its memory, gradient)."""
+    found = [sizes.as_array(sizes.rows(p.detach() if array is None else array)) for _, p, array, _ in layers]
+    may = may_have_twins([rows[:, 0] for rows in found])
+    for (i, _, _, grad), rows, possible in zip(layers, found, may, strict=True):
+        yield i, twin_fraction(rows, sizes.as_array(sizes.rows(grad.detach()))) if possible else 0.0
 
 
 def _has_rows(weight: Tensor, grad: Tensor) -> bool:
-    if weight.dim() < 2 or len(weight) < 2 or not weight.is_floating_point() or not weight.numel():
+    """Whether there are rows to compare."""
+    shape = weight.shape
+    if len(shape) < 2 or shape[0] < 2 or not weight.numel() or not weight.is_floating_point():
         return False
     plain = type(weight) in (Tensor, torch.nn.Parameter) and type(grad) is Tensor and not grad.is_sparse
-    return plain and grad.shape == weight.shape
+    return plain and grad.shape == shape
 
 
 def _site_columns(backward: Backward, root_batch: float) -> dict[str, Column]:

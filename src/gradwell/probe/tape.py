@@ -22,7 +22,6 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
-from gradwell.measure.units import unit_statistics
 from gradwell.probe import kinds, sizes
 from gradwell.probe.graph import Edge, Key, key_of
 from gradwell.probe.names import Names, user_line
@@ -31,8 +30,8 @@ from gradwell.probe.recurrent import some_samples
 MAX_CALLS = 20_000
 """Calls on one tape at most; a loop that runs a model for ever without a backward must not fill the memory."""
 
-MOST_WAITING = 256
-"""Small outputs that wait to be measured together, at most: 16 MiB of them."""
+MOST_WAITING = 65_536
+"""Elements of small outputs that wait to be measured together, at most: what stays in the processor's cache."""
 
 Handle = tuple[Key, Key | None]
 """Where a tensor lives in the graph: its own key, and its base's where it is a view (see `handle_of`)."""
@@ -115,6 +114,7 @@ class Tape:
         self._handles: list[Any] = []
         self._functions = _Functions(self)
         self._waiting: list[tuple[Visit, Tensor, int]] = []  # with the version of the output
+        self._elements = 0
 
     @property
     def running(self) -> bool:
@@ -168,22 +168,11 @@ class Tape:
 
     def measure(self) -> None:
         """Measure the small outputs that wait: many at once cost half. What was overwritten meanwhile stays unknown."""
-        if not self._waiting:
-            return
-        waiting, self._waiting = self._waiting, []
-        seen, samples = [], []
-        for visit, output, version in waiting:
-            if output._version != version:
-                continue
-            array = sizes.in_memory(output)
-            if array is None:
-                _measure(visit, output)
-                continue
-            _take_size(visit, output, array)
-            seen.append(visit)
-            samples.append(sizes.thinned(array))
-        for visit, row in zip(seen, unit_statistics(samples), strict=True):
-            visit.mean, visit.zero, visit.spread = row
+        waiting, self._waiting, self._elements = self._waiting, [], 0
+        ready = [(visit, output) for visit, output, version in waiting if output._version == version]
+        found = sizes.measured([output for _, output in ready])
+        for (visit, output), (size, array) in zip(ready, found, strict=True):
+            _measure(visit, output, size, array)
 
     def _guarded(self, hook: Callable[..., None]) -> Callable[..., None]:
         """The instrument never harms the patient: an exception of ours ends the recording, not the training."""
@@ -328,24 +317,24 @@ class Tape:
         self.visits.append(visit)
         if not visit.numel:
             return
-        if not self._stack or visit.numel > sizes.SMALL or len(self._waiting) >= MOST_WAITING:
-            _measure(visit, output)
-        else:  # inside an outermost call what overwrites it is seen before it does
-            self._waiting.append((visit, output, output._version))
+        if not self._stack or visit.numel > sizes.SMALL:
+            array = sizes.in_memory(output)
+            _measure(visit, output, sizes.l2_of(output, array), array)
+            return
+        # Inside an outermost call what overwrites it is seen before it does.
+        self._waiting.append((visit, output, output._version))
+        self._elements += visit.numel
+        if self._elements > MOST_WAITING:
+            self.measure()
 
 
-def _measure(visit: Visit, output: Tensor) -> None:
-    """Size and a sample of one output."""
-    array = sizes.in_memory(output)
-    _take_size(visit, output, array)
-    visit.values = sizes.thinned(output).clone() if array is None else sizes.thinned(array).copy()
-
-
-def _take_size(visit: Visit, output: Tensor, array: sizes.Array | None) -> None:
-    visit.size = size = sizes.l2_of(output, array)
+def _measure(visit: Visit, output: Tensor, size: float, array: sizes.Array | None) -> None:
+    """What the size and the memory of an output tell, and a sample of it."""
+    visit.size = size
     visit.nonfinite = sizes.nonfinite_count(output, size)
     if visit.role == "activation" and visit.out_shape and kinds.can_die(visit.kind):
         visit.dead = sizes.dead_fraction(output, size, array)
+    visit.values = sizes.thinned(output).clone() if array is None else sizes.thinned(array).copy()
 
 
 _without_modes = torch._C.DisableTorchFunction
