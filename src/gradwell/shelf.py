@@ -103,11 +103,12 @@ class Shelf(Mapping[str, Entry]):
 
     def __getitem__(self, key: str) -> Entry:
         entries = self._load()
-        if key not in entries:
+        entry = entries.get(key)
+        if entry is None:
             close = difflib.get_close_matches(key, entries, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"see `gradwell list {self.kind}`."
             raise UnknownId(f"There is no {key!r} among the {self.kind}; {hint}")
-        return entries[key]
+        return entry
 
     def items(self) -> ItemsView[str, Entry]:
         return self._load().items()

@@ -113,8 +113,9 @@ def _case(run: Run, findings: Sequence[Finding], attributions: Sequence[Attribut
 def _ranked(case: Case) -> list[str]:
     """Ids of the remedies for this symptom and its causes, by rank; a named cause goes before any cause."""
     found: dict[str, tuple[int, bool]] = {}
+    named = {"", *case.large, *case.conditions}
     for remedy, treats in _treating(case.symptom):
-        if not treats.cause or case.has(treats.cause):
+        if treats.cause in named:
             rank = (treats.rank, not treats.cause)
             found[remedy] = min(found.get(remedy, rank), rank)
     return sorted(found, key=lambda name: (found[name], name))
@@ -128,7 +129,7 @@ def _treating(symptom: str) -> list[tuple[str, Treats]]:
 
 
 def _ask(remedy: str, case: Case, settings: dict[str, Any] | None = None) -> Prescription | None:
-    plan: Prescription | None = shelf("gradwell.remedies")[remedy](case, **(settings or {}))
+    plan: Prescription | None = shelf("gradwell.remedies")[remedy].function(case, **(settings or {}))
     return plan
 
 

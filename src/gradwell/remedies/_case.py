@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
+from operator import attrgetter
 from typing import TypeVar
 
 import msgspec
 
-from gradwell.records.run import OptimizerInfo, Run, Site, Step, finite
+from gradwell.measure.once import once_a_header
+from gradwell.records.run import Header, OptimizerInfo, Run, Site, Step, finite
 from gradwell.records.verdict import Attribution, Finding
 from gradwell.shelf import shelf
 
@@ -81,13 +82,12 @@ class Case(msgspec.Struct, frozen=True, dict=True):
 
     # the net
 
-    @cached_property
+    @property
     def activations(self) -> list[str]:
         """Ids of the activations in the net, the most frequent first; functions that no shelf knows are left out."""
-        kinds = [site.kind for site in self._named(["activation"])]
-        return _frequent(_activation_ids()[kind] for kind in kinds if kind in _activation_ids())
+        return _activations(self.run.header)
 
-    @cached_property
+    @property
     def activation(self) -> str:
         """The most frequent activation, "" where none is known."""
         return self.activations[0] if self.activations else ""
@@ -126,50 +126,49 @@ class Case(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def _behind(self) -> Site | None:
-        order = max((site.order for site in self.run.sites if site.role == "weight"), default=0)
-        return next((site for site in self.run.sites if site.order > order and site.role == "activation"), None)
+        order = max((site.order for site in self._named("weight")), default=0)
+        return next((site for site in self._named("activation") if site.order > order), None)
 
     @property
     def head(self) -> str:
         """Name of the last weight layer that is called (modules may stand in any order), "" where none is known."""
-        last = max(self._named(["weight"]), key=lambda site: site.order, default=None)
+        last = max(self._named("weight"), key=attrgetter("order"), default=None)
         return last.site if last else ""
 
-    @cached_property
+    @property
     def weight_kinds(self) -> list[str]:
         """Classes of the weight layers, the most frequent first (`Linear`, `Conv2d`, ...)."""
-        return _frequent(site.kind for site in self._named(["weight"]))
+        return _weight_kinds(self.run.header)
 
     @cached_property
     def layers(self) -> int:
         """Number of weight layers."""
-        return sum(site.role == "weight" and site.call == 0 for site in self.run.sites)
+        return sum(site.call == 0 for site in self._named("weight"))
 
     @property
     def blocks(self) -> int:
         """Number of repeated blocks by name (`blocks.0.`, `blocks.1.`, ...); the weight layers where none repeat."""
-        names = [site.site for site in self._named(["weight"])]
+        names = [site.site for site in self._named("weight")]
         return len({found.group(1) for name in names if (found := _BLOCK.match(name))}) or self.layers
 
     @property
     def block_names(self) -> list[str]:
         """Names of the repeated blocks, those that hold more than one weight layer: `blocks.0`, `blocks.1`, ..."""
-        names = [found.group(1) for site in self._named(["weight"]) if (found := _BLOCK.match(site.site))]
+        names = [found.group(1) for site in self._named("weight") if (found := _BLOCK.match(site.site))]
         return _unique(name for name in names if names.count(name) > 1)
 
     @property
     def middle(self) -> str:
         """Name of the module half-way through the weight layers, "" where functions hide it."""
-        return middle([(site.site, site.role) for site in self.run.sites if not site.site.endswith("()")])
+        return _middle(self.run.header)
 
     @cached_property
     def grouped(self) -> bool:
         """True where a convolution may be one of groups: its weights see fewer channels than come in."""
-        channels = {site.site: site.fan_in for site in self._named(["weight"])}
-        kernels = [
-            (p.shape, channels[p.site]) for p in self.run.header.params if p.site in channels and len(p.shape) > 2
-        ]
-        return any(len(shape) == 3 or shape[1] != seen for shape, seen in kernels)  # (M, N, k): N is not recorded
+        kernels = [p for p in self.run.header.params if len(p.shape) > 2]
+        channels = {site.site: site.fan_in for site in self._named("weight")} if kernels else {}
+        known = [(p.shape, channels[p.site]) for p in kernels if p.site in channels]
+        return any(len(shape) == 3 or shape[1] != seen for shape, seen in known)  # (M, N, k): N is not recorded
 
     @property
     def branch_ends(self) -> list[str]:
@@ -183,15 +182,15 @@ class Case(msgspec.Struct, frozen=True, dict=True):
             ends[inside[last + normed].site] = None
         return list(ends)
 
-    @cached_property
+    @property
     def normalised(self) -> bool:
         """True when the net has norm layers."""
-        return any(site.role == "norm" for site in self.run.sites)
+        return bool(self._named("norm"))
 
     @property
     def batch_normalised(self) -> bool:
         """True when one of the norms is a batch norm."""
-        return any(site.role == "norm" and "BatchNorm" in site.kind for site in self.run.sites)
+        return any("BatchNorm" in site.kind for site in self._named("norm"))
 
     @property
     def shortcut(self) -> bool:
@@ -202,12 +201,13 @@ class Case(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def tokens(self) -> bool:
         """True when the net has attention: its layers see (B, T, N), which batch norm does not take."""
-        return any("Attention" in site.kind or site.kind == "scaled_dot_product_attention" for site in self.run.sites)
+        kinds = _kinds(self.run.header)
+        return any("Attention" in kind or kind == "scaled_dot_product_attention" for kind in kinds)
 
     @cached_property
     def recurrent(self) -> str:
         """Class of the recurrent layer (`RNN`, `LSTM`, `GRU` or their cells), "" without one."""
-        return next((site.kind for site in self.run.sites if site.kind in _RECURRENT), "")
+        return next((kind for kind in _kinds(self.run.header) if kind in _RECURRENT), "")
 
     # the training
 
@@ -250,10 +250,45 @@ class Case(msgspec.Struct, frozen=True, dict=True):
         """Where the layers of these roles are built, `train.py:42`; the finding's own places where no role is given."""
         if not roles:
             return _unique(place.source for place in self.finding.where)
-        return _unique(site.source for site in self._named(roles))
+        return _unique(site.source for site in self._named(*roles))
 
-    def _named(self, roles: Iterable[str]) -> list[Site]:
-        return [site for site in self.run.sites if site.role in roles]
+    def _named(self, *roles: str) -> list[Site]:
+        found = _by_role(self.run.header)
+        return found.get(roles[0], []) if len(roles) == 1 else [s for s in self.run.sites if s.role in roles]
+
+
+# What is the same for all cases of a run.
+
+
+@once_a_header
+def _by_role(header: Header) -> dict[str, list[Site]]:
+    """The sites of each role."""
+    found: dict[str, list[Site]] = {}
+    for site in header.sites:
+        found.setdefault(site.role, []).append(site)
+    return found
+
+
+@once_a_header
+def _kinds(header: Header) -> list[str]:
+    """The kinds of the sites, each once."""
+    return list(dict.fromkeys(site.kind for site in header.sites))
+
+
+@once_a_header
+def _activations(header: Header) -> list[str]:
+    ids = _activation_ids()
+    return _frequent(ids[site.kind] for site in _by_role(header).get("activation", ()) if site.kind in ids)
+
+
+@once_a_header
+def _weight_kinds(header: Header) -> list[str]:
+    return _frequent(site.kind for site in _by_role(header).get("weight", ()))
+
+
+@once_a_header
+def _middle(header: Header) -> str:
+    return middle([(site.site, site.role) for site in header.sites if not site.site.endswith("()")])
 
 
 def middle(sites: Sequence[tuple[str, str]]) -> str:
@@ -273,7 +308,8 @@ def middle(sites: Sequence[tuple[str, str]]) -> str:
 
 
 def _frequent(names: Iterable[str]) -> list[str]:
-    return [name for name, _ in Counter(names).most_common()]
+    known = list(names)
+    return sorted(dict.fromkeys(known), key=known.count, reverse=True)
 
 
 def _unique(sources: Iterable[str | None]) -> list[str]:

@@ -20,9 +20,8 @@ def advise(
 
     `at`: places such as `train.py:42` that the change is about.
     """
-    text = code or lines(remedy)
-    body = "\n".join([*_places(at), _body(text)])
-    whole = _with_imports(_imports(text), [body])
+    imports, body = _apart(code or lines(remedy))
+    whole = _with_imports(imports, ["\n".join([*_places(at), body])])
     return Prescription([Remedy(remedy.__name__, settings)], f"{expected}; {NOT_TRIED}", whole)
 
 
@@ -34,8 +33,9 @@ def lines(remedy: Callable[..., Any]) -> str:
 
 def together(parts: Sequence[Prescription], *, expected: str) -> Prescription:
     """Several remedies as one prescription: code in order, each import once, on top."""
-    imports = list(dict.fromkeys(line for part in parts for line in _imports(part.in_your_code)))
-    whole = _with_imports(imports, [_body(part.in_your_code) for part in parts])
+    texts = [_apart(part.in_your_code) for part in parts]
+    imports = list(dict.fromkeys(line for lines, _ in texts for line in lines))
+    whole = _with_imports(imports, [body for _, body in texts])
     remedies = [remedy for part in parts for remedy in part.remedies]
     return Prescription(remedies, f"{expected}; {NOT_TRIED}", whole)
 
@@ -53,9 +53,10 @@ def _places(at: Sequence[str]) -> list[str]:
     return [f"# concerns {', '.join(at[:MOST_PLACES])}{more}"]
 
 
-def _imports(code: str) -> list[str]:
-    return [line for line in code.splitlines() if line.startswith(("import ", "from "))]
-
-
-def _body(code: str) -> str:
-    return "\n".join(line for line in code.splitlines() if not line.startswith(("import ", "from "))).strip()
+def _apart(code: str) -> tuple[list[str], str]:
+    """The lines that import, and the others."""
+    imports: list[str] = []
+    body: list[str] = []
+    for line in code.splitlines():
+        (imports if line.startswith(("import ", "from ")) else body).append(line)
+    return imports, "\n".join(body).strip()

@@ -103,6 +103,10 @@ _GATE = {
 }
 
 
+_PLAIN = {role: role for role in ("weight", "norm", "activation")}
+"""Roles that a block may hold, beside dropout."""
+
+
 def chain_blocks(case: Case, kind: str, over: int) -> list[tuple[str, str]]:
     """Names of the first and the last module of each block that keeps its shape, in the order of the calls.
 
@@ -110,14 +114,13 @@ def chain_blocks(case: Case, kind: str, over: int) -> list[tuple[str, str]]:
     several times leave no names to hook.
     """
     sites = case.run.sites
-    starts = [i for i, site in enumerate(sites) if site.role == "weight"]
+    roles = [_PLAIN.get(site.role) or ("dropout" if "Dropout" in site.kind else "") for site in sites]
+    starts = [i for i, role in enumerate(roles) if role == "weight"]
     found, number = [], 0
     while number + over < len(starts):
-        inside = sites[starts[number] : starts[number + over]]
-        first, last = inside[0], inside[-1]
-        plain = all(s.role in {"weight", "norm", "activation"} or "Dropout" in s.kind for s in inside)
-        bends = any(site.role == "activation" for site in inside)
-        if plain and bends and first.kind == kind and first.fan_in == last.fan_out:
+        start, end = starts[number], starts[number + over]
+        first, last, inside = sites[start], sites[end - 1], roles[start:end]
+        if "" not in inside and "activation" in inside and first.kind == kind and first.fan_in == last.fan_out:
             found.append((first.site, last.site))
             number += over
         else:

@@ -225,8 +225,8 @@ def code(case: Case, init: str) -> str:
         numbers |= {"w2": spread.sigma_w2, "b2": spread.sigma_b2}
     draw = _DRAW[init].format(**numbers)
     bias = "nn.init.zeros_(m.bias)" if numbers.get("b2") == 0 else _BIAS.get(init, "nn.init.zeros_(m.bias)")
-    then = _THEN.get(init, "").format(classes=classes, blocks=case.block_names, head=case.head)
-    if case.grouped and init in _BY_GROUP:
+    then = _THEN[init].format(classes=classes, blocks=case.block_names, head=case.head) if init in _THEN else ""
+    if init in _BY_GROUP and case.grouped:
         draw = f"for group in m.weight.data.chunk(getattr(m, 'groups', 1)):\n            {_BY_GROUP[init]}"
     imports = "import torch\nfrom torch import nn" if "torch." in draw + then else "from torch import nn"
     return f"""{imports}
