@@ -32,12 +32,14 @@ def book_of(run: Run, step: Step) -> Ledger | None:
 def on_ledger(run: Run, step: Step, role: str) -> list[int]:
     """Indices of the sites of one role in the ledger."""
     book = book_of(run, step)
-    return [] if book is None else [i for i, _ in book.by_site if run.sites[i].role == role]
+    sites = run.sites
+    return [] if book is None else [i for i, _ in book.by_site if sites[i].role == role]
 
 
 def a_layer(step: Step, indices: Iterable[int]) -> float | None:
     """The mean isotropic gain of some sites as a factor: what a random gradient keeps of its size in each."""
-    known = finite([step.at("isotropic", i) for i in indices])
+    gains = step.sites.get("isotropic", [])
+    known = finite([gains[i] for i in indices if i < len(gains)])
     return 10 ** (sum(known) / len(known)) if known else None
 
 

@@ -30,6 +30,7 @@ def between_modules(run: Run, _finding: Finding, step: Step) -> Attribution | No
     Source:
         Veit, Wilber and Belongie 2016; Hayou et al. 2021.
     """
-    forks = any(0.02 < abs(step.at("flow", i) or 0.0) < 0.98 for i in between(run.sites, step))
+    flow = step.all_at("flow", len(run.sites))
+    forks = any(0.02 < abs(flow[i] or 0.0) < 0.98 for i in between(run.sites, step))
     text = "shortcuts and branches add up" if forks else "functions between the layers (means, products, reshapes)"
     return share_of(run, step, "between_modules", text)

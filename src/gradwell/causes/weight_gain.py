@@ -39,7 +39,7 @@ def weight_gain(run: Run, _finding: Finding, step: Step) -> Attribution | None:
 def _typical(sites: list[Site]) -> str:
     """The kinds, and the shape where most layers have the same."""
     shapes = [(s.fan_in, s.fan_out) for s in sites if s.fan_in and s.fan_out]
-    common = max(shapes, key=shapes.count, default=None)
+    common = max(dict.fromkeys(shapes), key=shapes.count, default=None)
     if common is None or 2 * shapes.count(common) < len(sites):
         return kinds(sites)
     return f"{kinds(sites)} ({common[0]} -> {common[1]})"

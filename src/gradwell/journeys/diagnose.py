@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,7 @@ import msgspec
 
 from gradwell.errors import NotMeasurable, UsageError
 from gradwell.measure.profile import in_order, log10_gains, weights
-from gradwell.records.run import DEEP_PARAM_COLUMNS, DEEP_SITE_COLUMNS, Column, Run, Step
+from gradwell.records.run import DEEP_PARAM_COLUMNS, DEEP_SITE_COLUMNS, Run, Step
 from gradwell.records.verdict import (
     RANK,
     Attribution,
@@ -30,12 +29,11 @@ from gradwell.shelf import Entry, shelf
 MIDDLE = 5
 """`ORDER` of a symptom or a cause whose file has none."""
 
-OF_SITE = {name: operator.attrgetter(name) for name in ("root", "site", "kind", "call", "order", "role", "source")}
 AT_SITE = (
     "act_rms", "delta_norm", "zero_frac", "nonfinite", "dead_frac", "saturated_frac", "flow", *DEEP_SITE_COLUMNS,
 )  # fmt: skip
-OF_WEIGHT = ("grad_rms", "weight_rms", *DEEP_PARAM_COLUMNS)
-"""Where the columns of the profile come from: what a site is, what was measured of it, and of its weight."""
+OF_WEIGHT = ("grad_rms", "weight_rms", "update_rms", *DEEP_PARAM_COLUMNS)
+"""Columns that the profile shows, of a site and of its weight."""
 
 
 def diagnose(run: Run, *, ignore: Sequence[str] = (), thresholds: Mapping[str, Any] = {}) -> Diagnosis:
@@ -230,8 +228,7 @@ def _profile(run: Run) -> list[ProfileRow]:
         return []
     step = run.steps[-1]
     unvisited = _unvisited(run, step)
-    columns = _columns(run, step, [i for i in in_order(run.sites, step) if i not in unvisited])
-    return [ProfileRow(*row) for row in zip(*columns.values(), strict=True)]
+    return _rows(run, step, [i for i in in_order(run.sites, step) if i not in unvisited])
 
 
 def _unvisited(run: Run, step: Step) -> set[int]:
@@ -245,36 +242,28 @@ def _unvisited(run: Run, step: Step) -> set[int]:
     return left
 
 
-def _columns(run: Run, step: Step, visited: Sequence[int]) -> dict[str, Sequence[Any]]:
-    """The fields of the profile's rows for some sites, in their order, each as a column."""
-    columns: dict[str, Sequence[Any]] = dict.fromkeys(ProfileRow.__struct_fields__, [None] * len(visited))
-    sites = [run.sites[i] for i in visited]
-    for name, field in OF_SITE.items():
-        columns[name] = list(map(field, sites))
-    columns["step"] = [step.step] * len(visited)
-    columns |= {name: _picked(step.sites[name], visited) for name in AT_SITE if name in step.sites}
-    columns["log10_gain"] = gains = _picked(log10_gains(run.sites, step), visited)
-    if "random_gain" in step.sites:
-        columns["alignment"] = _both(operator.sub, gains, columns["random_gain"])
-    owned = weights(run.header)
-    owners = [owned[i] for i in visited]
-    columns |= {name: _picked(step.params[name], owners) for name in OF_WEIGHT if name in step.params}
-    if "update_rms" in step.params:
-        sizes = [size or None for size in columns["weight_rms"]]
-        columns["update_ratio"] = _both(operator.truediv, _picked(step.params["update_rms"], owners), sizes)
-    return columns
-
-
-def _picked(column: Column, indices: Iterable[int | None]) -> Column:
-    """The numbers at some places; None for no place and for what was not measured."""
-    return [column[i] if i is not None and i < len(column) else None for i in indices]
-
-
-def _both(
-    function: Callable[[float, float], float], one: Sequence[float | None], other: Sequence[float | None]
-) -> Column:
-    """A function of two columns; None where one of them was not measured."""
-    return [None if a is None or b is None else function(a, b) for a, b in zip(one, other, strict=True)]
+def _rows(run: Run, step: Step, visited: Iterable[int]) -> list[ProfileRow]:
+    """The profile's rows of some sites; fields by place, which takes a quarter of the time that names take."""
+    sites, owned, gains = run.sites, weights(run.header), log10_gains(run.sites, step)
+    (
+        act_rms, delta_norm, zero_frac, nonfinite, dead_frac, saturated_frac, flow, path_flow, chi, random_gain,
+        forward_gain, rank,
+    ) = (step.all_at(name, len(sites)) for name in AT_SITE)  # fmt: skip
+    # None at the end is what a site without a weight has
+    grad_rms, weight_rms, update_rms, gsnr = ([*step.all_of(name, len(run.header.params)), None] for name in OF_WEIGHT)
+    rows = []
+    for i in visited:
+        site, gain, random = sites[i], gains[i], random_gain[i]
+        weight = -1 if (own := owned[i]) is None else own
+        size, update = weight_rms[weight], update_rms[weight]
+        rows.append(ProfileRow(
+            site.root, site.site, site.kind, site.call, site.order, step.step, act_rms[i], delta_norm[i], gain,
+            zero_frac[i], nonfinite[i], dead_frac[i], saturated_frac[i], site.role, site.source, grad_rms[weight], size,
+            update / size if update is not None and size else None, flow[i], chi[i], random,
+            None if gain is None or random is None else gain - random, forward_gain[i], path_flow[i], rank[i],
+            gsnr[weight],
+        ))  # fmt: skip
+    return rows
 
 
 def _overhead(run: Run) -> Overhead:

@@ -22,7 +22,6 @@ class _Kept:
         self.answers: dict[Callable[..., Any], Any] = {}
 
 
-_NOT_YET = object()
 _steps: dict[int, _Kept] = {}
 _headers: dict[int, _Kept] = {}
 
@@ -37,10 +36,10 @@ def once_a_step(function: Callable[[Sequence[Site], Step], Answer]) -> Callable[
         kept = _steps.get(id(step))
         if kept is None or kept.sites is not sites or kept.site_count != len(sites):
             kept = _about_step(sites, step, kept)
-        answer: Any = kept.answers.get(function, _NOT_YET)
-        if answer is _NOT_YET:
-            answer = kept.answers[function] = function(sites, step)
-        return answer  # type: ignore[no-any-return]
+        if function not in kept.answers:
+            kept.answers[function] = function(sites, step)
+        answer: Answer = kept.answers[function]
+        return answer
 
     return asked
 
@@ -52,10 +51,10 @@ def once_a_header(function: Callable[[Header], Answer]) -> Callable[[Header], An
         kept = _headers.get(id(header))
         if kept is None or kept.site_count != len(header.sites) or kept.params != len(header.params):
             kept = _headers[id(header)] = _Kept(_while_alive(header, _headers), header.sites, len(header.params))
-        answer: Any = kept.answers.get(function, _NOT_YET)
-        if answer is _NOT_YET:
-            answer = kept.answers[function] = function(header)
-        return answer  # type: ignore[no-any-return]
+        if function not in kept.answers:
+            kept.answers[function] = function(header)
+        answer: Answer = kept.answers[function]
+        return answer
 
     return asked
 

@@ -187,15 +187,18 @@ def pooled(sites: Sequence[Site], step: Step) -> dict[int, float]:
     taken: dict[int, float] = {}
     total = 0.0
     mean_above, by_mean = _mean(sites, step)
+    harmful = ("weight", "activation", "norm")
+    harmless = {i for role, found in by_role(sites, step).items() if role not in harmful for i in found}
+    if mean_above is None and not harmless:
+        return dict.fromkeys(between(sites, step), 0.0)
     flows, gains = step.all_at("flow", len(sites)), step.all_at("leaf_gain", len(sites))
     for i in reversed(between(sites, step)):
         if i == mean_above:
             total += by_mean
         taken[i] = min(total, 0.0)
-        if sites[i].role in ("weight", "activation", "norm") or sites[i].kind in RECURRENT:
-            continue
         flow, gain = flows[i], gains[i]
-        if flow and gain is not None and math.isfinite(gain):
+        pools = i in harmless and sites[i].kind not in RECURRENT
+        if pools and flow and gain is not None and math.isfinite(gain):
             total += flow * gain
     return taken
 
@@ -246,9 +249,9 @@ def chain(sites: Sequence[Site], step: Step) -> list[int]:
 @once_a_step
 def last_hidden(sites: Sequence[Site], step: Step) -> int | None:
     """The last activation before the output on the trunk; where there is none, the last weight before it."""
-    way = [i for i in reversed(trunk(sites, step)) if i != step.output]
+    way = trunk(sites, step)
     for role in ("activation", "weight"):
-        found = next((i for i in way if sites[i].role == role), None)
+        found = next((i for i in reversed(way) if sites[i].role == role and i != step.output), None)
         if found is not None:
             return found
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gradwell.errors import NotMeasurable
 from gradwell.measure.once import once_a_step
-from gradwell.measure.profile import by_way, course, in_order
+from gradwell.measure.profile import Course, by_way, course, in_order
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Run, Site, Step
 from gradwell.records.verdict import Evidence, Finding
@@ -62,17 +62,15 @@ def dead_units(
     if not any(hidden(run.sites, step, "CAN_DIE") for step in run.steps):
         raise NotMeasurable("no hidden activation can die: there is no ReLU or kin of it.")
     bounds = (mild, serious, fatal)
-    ways = by_way(run) or [run]
-    if all(worst(way, step)[1] is None for way in ways for step in way.steps):
+    ways = by_way(run) or [run]  # a GAN's two nets take turns
+    judged = [whole for way in ways if (whole := course(way, lambda step: worst(run, step)[1])) is not None]
+    if not judged:
         raise NotMeasurable("the outputs of the activations were not measured.")
-    yield from worst_of(found for way in ways for found in _judge(way, bounds, fewest_samples))
+    yield from worst_of(found for whole in judged for found in _judge(run, whole, bounds, fewest_samples))
 
 
-def _judge(run: Run, bounds: Sequence[float], fewest_samples: float) -> Iterator[Finding]:
-    """At most one finding about the steps of one way of the gradient: a GAN's two nets take turns."""
-    judged = course(run, lambda step: worst(run, step)[1])
-    if judged is None:
-        return
+def _judge(run: Run, judged: Course, bounds: Sequence[float], fewest_samples: float) -> Iterator[Finding]:
+    """At most one finding about the steps of one way of the gradient."""
     value = judged.end
     if (judged.last_step.batch or 0) < fewest_samples and value < WHOLE:
         raise NotMeasurable(f"a batch of {judged.last_step.batch} is too small to tell a dead unit from one at rest.")

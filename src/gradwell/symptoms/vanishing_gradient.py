@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from gradwell.measure.flow import Ledger, ledger
 from gradwell.measure.profile import Course, between, course, layers, pooled, through_depth, trunk, weight_of, weights
@@ -146,7 +147,7 @@ def moves(run: Run, step: Step, index: int) -> bool:
 def _gains(run: Run, step: Step) -> list[tuple[int, float]]:
     """The profile of the trunk without nan, and without what lies behind a layer of dead units."""
     found = through_depth(run.sites, step)
-    if all(math.isfinite(gain) for _, gain in found):
+    if all(map(math.isfinite, map(itemgetter(1), found))):
         return found
     found = [(i, gain) for i, gain in found if not math.isnan(gain)]
     zeros = [n for n, (_, gain) in enumerate(found) if gain == -math.inf]
@@ -224,8 +225,12 @@ class _Judge:
             return "fatal"
         severity = grade(value, self.bounds(step))
         if severity is not None:
-            severity = milder(severity, grade(lasting(self.run, step), self.bounds(step)) or "mild")
+            severity = milder(severity, grade(self.lasting(value, step), self.bounds(step)) or "mild")
         return milder(severity, "serious") if self.adaptive is None else severity
+
+    def lasting(self, value: float, step: Step) -> float:
+        """What lasts of the decades that a step has lost: all of them where no step was taken."""
+        return lasting(self.run, step) if any(step.params.get("update_rms", ())) else value
 
     def finding(self, whole: Course, severity: Severity) -> Finding:
         step = whole.last_step
@@ -289,7 +294,7 @@ class _Judge:
         plain = grade(value, self.plain)
         if self.adaptive is None and plain != severity:
             return f"; without an optimizer judged as under Adam; under plain SGD it would be {plain}"
-        if grade(value, self.bounds(step)) != grade(lasting(self.run, step), self.bounds(step)):
+        if grade(value, self.bounds(step)) != grade(self.lasting(value, step), self.bounds(step)):
             ready = [i for i in trunk(self.run.sites, step) if moves(self.run, step, i)]
             names = ", ".join(self.run.sites[i].site for i in ready[:3])
             more = f" and {len(ready) - 3} more" if len(ready) > 3 else ""
