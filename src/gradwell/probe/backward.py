@@ -66,6 +66,7 @@ class Backward:
         self._weights: dict[Key, float] = {}
         self._kept: dict[Key, Tensor] = {}
         self._waiting: list[Visit] = []
+        self._pairs: list[tuple[Visit, Visit, int]] = []  # waiting neighbours, with the gradient that goes between them
         self._plan()
 
     # ------------------------------------------------------------------ before
@@ -79,9 +80,16 @@ class Backward:
         self._watch_forks()
         self._watch_time()
         nodes = self.graph.nodes
+        seen: set[Visit] = set()
+        for visit, below, j in self._pairs:
+            if visit not in seen and below not in seen:
+                ((seq, number),) = visit.outputs
+                self._handles.append(nodes[seq].register_hook(_keep_both(visit, number, below, j)))
+                seen |= {visit, below}
         for visit in self._waiting:
-            ((seq, number),) = visit.outputs
-            self._handles.append(nodes[seq].register_prehook(_keep_arrived(visit, number)))
+            if visit not in seen:
+                ((seq, number),) = visit.outputs
+                self._handles.append(nodes[seq].register_prehook(_keep_arrived(visit, number)))
         for tasks, register in ((self._pre, "register_prehook"), (self._post, "register_hook")):
             for seq, jobs in tasks.items():
                 self._handles.append(getattr(nodes[seq], register)(self._tape._guarded(_hook(jobs))))
@@ -170,6 +178,8 @@ class Backward:
                 below = owner.get(target)
                 if below is not None and len(graph.senders[target]) == 1 and len(below.outputs) == 1:
                     self._telescoped.append((visit, below))  # what leaves here is what arrives there
+                    if visit.waits and below.waits and seq == visit.outputs[0][0]:
+                        self._pairs.append((visit, below, j))
                     if visit.role == "activation" and not (visit.waits and below.waits):
                         self._post.setdefault(seq, []).append(_slope(visit, j))
                     continue
@@ -317,6 +327,15 @@ def _keep_arrived(visit: Visit, number: int) -> Task:
 
     def task(grads: Grads) -> None:
         visit.arrived = grads[number]
+
+    return task
+
+
+def _keep_both(visit: Visit, number: int, below: Visit, j: int) -> Callable[[Grads, Grads], None]:
+    """A hook is dear: the one behind a node of one call sees what arrives there and what arrives at the call below."""
+
+    def task(sent: Grads, arrived: Grads) -> None:
+        visit.arrived, below.arrived = arrived[number], sent[j]
 
     return task
 
