@@ -31,8 +31,9 @@ def activation_slope(run: Run, _finding: Finding, step: Step) -> Attribution | N
     keeps = a_layer(step, found)
     if keeps is None:
         return share_of(run, step, "activation_slope", "no activation on the way")
-    text = f"{kinds(run.sites[i] for i in found)} passes on {factor(keeps)} of the gradient a layer"
-    saturated = finite([step.at("saturated_frac", i) for i in found])
+    sites, shares = run.sites, step.all_at("saturated_frac", len(run.sites))
+    text = f"{kinds(sites[i] for i in found)} passes on {factor(keeps)} of the gradient a layer"
+    saturated = finite([shares[i] for i in found])
     if saturated and sum(saturated) / len(saturated) > 0.5:
         text += f", {100 * sum(saturated) / len(saturated):.0f} % of it saturated"
     return share_of(run, step, "activation_slope", f"{text}, {count(len(found), 'layer')}")

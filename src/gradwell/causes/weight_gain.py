@@ -31,7 +31,8 @@ def weight_gain(run: Run, _finding: Finding, step: Step) -> Attribution | None:
     keeps = a_layer(step, found)
     if keeps is None:
         return share_of(run, step, "weight_gain", "no weight on the way")
-    typical = _typical([run.sites[i] for i in found])
+    sites = run.sites
+    typical = _typical([sites[i] for i in found])
     text = f"|W| of {typical} passes on {factor(keeps)} of the gradient a layer where 1.0 keeps it"
     return share_of(run, step, "weight_gain", f"{text}, {count(len(found), 'layer')}")
 

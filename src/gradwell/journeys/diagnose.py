@@ -183,6 +183,8 @@ def _verdict(run: Run, findings: Sequence[Finding], not_checked: Sequence[NotChe
 
 
 def _prescriptions(run: Run, findings: list[Finding], attributions: list[Attribution]) -> list[Prescription]:
+    if not findings:
+        return []
     from gradwell.remedies._advice import prescribe
 
     return prescribe(run, findings, attributions)
