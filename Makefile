@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint proof clean
+.PHONY: demo test lint proof clean $(VENV)
 
 demo: $(STAMP)
 	$(BIN)/gradwell demo
@@ -27,6 +27,8 @@ proof: $(STAMP)
 	$(BIN)/python -m benchmarks.verdicts --docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[corpus]"
 	$(BIN)/python benchmarks/transformers_corpus.py --docs
+
+$(VENV): $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,10 +1,12 @@
 """`gradwell report`: from a run folder, whole, torn, damaged, or not ours."""
 
 import csv
+import errno
 import json
 import math
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -220,6 +222,26 @@ def test_html_on_a_full_disk(gradwell, recorded, tmp_path, monkeypatch):
     done = gradwell("report", "--html", "r.html", str(recorded))
     assert done.status == 2
     assert "r.html: No space left on device; name a place that can be written." in done.err
+
+
+@pytest.mark.parametrize(("step", "number"), [("write_bytes", errno.EACCES), ("replace", errno.EBUSY)])
+def test_a_file_that_may_be_written_in_a_folder_that_may_not(gradwell, recorded, tmp_path, monkeypatch, step, number):
+    """A file that is mounted by itself, or in somebody else's folder: nothing can be put beside it or in its place."""
+    (tmp_path / "r.json").write_text("old")
+    original = getattr(Path, step)
+
+    def refused(path, *args):
+        if path.name.endswith(".part"):
+            raise OSError(number, os.strerror(number))
+        return original(path, *args)
+
+    monkeypatch.setattr(Path, step, refused)
+    done = gradwell("report", "--json", "r.json", str(recorded))
+    assert json.loads((tmp_path / "r.json").read_text())["schema"] == 1
+    assert done.err.count("Cannot write") == 0
+    done = gradwell("report", "--json", "new.json", str(recorded))
+    assert f"new.json: {os.strerror(number)}; name a place that can be written." in done.err
+    assert sorted(p.name for p in tmp_path.glob("*.part")) == []
 
 
 def test_out_cannot_be_made(gradwell, recorded, tmp_path):

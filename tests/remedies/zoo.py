@@ -102,11 +102,21 @@ def cnn():
     )  # fmt: skip
 
 
+def unpadded():
+    """Convolutions of which only some keep the size of their image."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3, padding=1), nn.Tanh(),
+        nn.Conv2d(8, 8, 3, padding="same", dilation=2), nn.Tanh(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
+    )  # fmt: skip
+
+
 NETS = {
     "sigmoid": (mlp, (WIDTH,)),
     "relu": (lambda: mlp(nn.ReLU), (WIDTH,)),
     "functional": (Functional, (WIDTH,)),
     "cnn": (cnn, (1, 6, 6)),
+    "unpadded": (unpadded, (1, 9, 9)),
     "residual": (Residual, (WIDTH,)),
     "rnn": (Reader, (7, 4)),
     "two_rnns": (lambda: Reader(num_layers=2), (7, 4)),

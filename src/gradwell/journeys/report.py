@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import re
 import time
@@ -153,6 +154,10 @@ def _written(path: Path, content: Callable[[], bytes], say: Callable[[str], None
     return True
 
 
+_FOLDER_IS_CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
+"""What says that nothing can be put beside a file or in its place, though the file itself may be open for writing."""
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, with the folders above it, whole or not at all: on a full disk what was there before stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +168,9 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         part.write_bytes(content)
         part.replace(path)
-    except OSError:
+    except OSError as problem:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise
+        if problem.errno not in _FOLDER_IS_CLOSED or not path.exists():
+            raise
+        path.write_bytes(content)

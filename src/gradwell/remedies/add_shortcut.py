@@ -103,6 +103,12 @@ _GATE = {
 }
 
 
+_KEEPS_SIZE = """def keeps_size(conv):
+    pad = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size))
+    return conv.stride == (1, 1) and conv.padding in ("same", pad)
+
+
+"""
 _PLAIN = {role: role for role in ("weight", "norm", "activation")}
 """Roles that a block may hold, beside dropout."""
 
@@ -136,7 +142,8 @@ def code(kind: str, form: str, blocks: list[tuple[str, str]]) -> str:
     scale = f"\n        self.scale = {'len(blocks) ** -0.5'}" if form == "scaled" else ""
     gate = "\n        self.gate = first.gate(self.x).sigmoid()" if form == "highway" else ""
     pairs = "".join(f'    ("{first}", "{last}"),\n' for first, last in blocks)
-    same = " if model.get_submodule(first).stride == (1, 1)" if kind == "Conv2d" else ""
+    same = " if keeps_size(model.get_submodule(first))" if kind == "Conv2d" else ""
+    fits = " if out.shape == self.x.shape else out" if kind == "Conv2d" else ""
     modules = f"[(model.get_submodule(first), model.get_submodule(last)) for first, last in names{same}]"
     imports = "import torch\nfrom torch import nn" if "torch." in part else "from torch import nn"
     return f"""{imports}
@@ -152,10 +159,10 @@ class Shortcut:  # {_SUM[form].replace("self.", "")}, by hooks: no module gets a
         self.x = args[0]{gate}
 
     def leave(self, last, args, out):
-        return {_SUM[form]}
+        return {_SUM[form]}{fits}
 
 
-names = [  # a weight layer, and what stands before the next one
+{_KEEPS_SIZE if same else ""}names = [  # a weight layer, and what stands before the next one
 {pairs}]
 blocks = {modules}
 for first, last in blocks:
