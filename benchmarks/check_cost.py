@@ -129,20 +129,16 @@ def main() -> None:
         sites = len(measure(model, batch, loss_fn).sites)
         for work in (check, bare, floor):
             timed(work, model, batch, *([loss_fn] if work is check else []))
-        times: dict[str, list[float]] = {"bare": [], "check": [], "measure": [], "floor": []}
+        times: dict[str, list[float]] = {"bare": [], "check": [], "measure": []}
         for _ in range(options.pairs):
             times["bare"].append(timed(bare, model, batch))
             times["check"].append(timed(check, model, batch, loss_fn))
             times["measure"].append(timed(measure, model, batch, loss_fn))
-            times["floor"].append(timed(floor, model, batch))
-        ratio = {
-            kind: statistics.median(t / b for t, b in zip(values, times["bare"], strict=True))
-            for kind, values in times.items()
-        }
-        extra = {
-            kind: statistics.median(t - b for t, b in zip(values, times["bare"], strict=True)) / (2 * sites) * 1e6
-            for kind, values in times.items()
-        }
+        least = [(timed(bare, model, batch), timed(floor, model, batch)) for _ in range(options.pairs)]
+        pairs = {kind: list(zip(times["bare"], times[kind], strict=True)) for kind in ("check", "measure")}
+        pairs["floor"] = least
+        ratio = {kind: statistics.median(t / b for b, t in found) for kind, found in pairs.items()}
+        extra = {kind: statistics.median(t - b for b, t in found) / (2 * sites) * 1e6 for kind, found in pairs.items()}
         b, c = statistics.median(times["bare"]) * 1e3, statistics.median(times["check"]) * 1e3
         print(
             f"| {name} | {b:.1f} | {c:.1f} | {ratio['check']:.2f} | {ratio['measure']:.2f} | {ratio['floor']:.2f} "
