@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import msgspec
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import gradwell as gw
 from gradwell.journeys.check import measure
 from gradwell.journeys.diagnose import diagnose
 from gradwell.records.net import NetConfig
-from gradwell.records.run import Header, OptimizerInfo, Param, Run, Site, Step
+from gradwell.records.run import Event, Header, OptimizerInfo, Param, Run, Site, Step
 from gradwell.symptoms.gradient_underflow import gradient_underflow
 from gradwell.symptoms.oversized_update import oversized_update, wreck
 from gradwell.symptoms.symmetric_units import symmetric_units
@@ -81,7 +83,7 @@ def test_experts_that_are_never_taken_are_no_cut(cut, severity):
     (finding,) = unreached_parameter(run)
     assert finding.severity == severity
     assert finding.evidence[0].value > 0.5  # more than half of the elements have no gradient in either
-    assert ("no sampled step has called their modules" in finding.summary) is (not cut)
+    assert ("no sampled loss uses what their modules give" in finding.summary) is (not cut)
 
 
 def test_what_only_a_second_backward_of_the_step_reaches_has_moved():
@@ -91,6 +93,78 @@ def test_what_only_a_second_backward_of_the_step_reaches_has_moved():
 def test_an_optimizer_whose_turn_was_not_sampled_is_asleep():
     run = run_of({"grad_rms": [None, None, 1.0]}, groups=("0.0", "0.0", "1.0"), kinds=("Adam", "Adam"))
     assert severities(unreached_parameter(run)) == []
+
+
+def test_an_optimizer_that_took_sampled_steps_without_a_gradient_is_not_asleep():
+    run = run_of({"grad_rms": [None, None, 1.0]}, groups=("0.0", "0.0", "1.0"), kinds=("Adam", "Adam"))
+    took = Event("losses", 0, {"values": [1.0], "optimizers": [0]})
+    (finding,) = unreached_parameter(msgspec.structs.replace(run, events=[took]))
+    assert finding.severity == "serious"
+    small = msgspec.structs.replace(run.header.params[2], shape=[800, 8])  # the rest has far more elements
+    header = msgspec.structs.replace(run.header, params=[*run.header.params[:2], small])
+    (finding,) = unreached_parameter(msgspec.structs.replace(run, header=header, events=[took]))
+    assert finding.severity == "serious"
+    took = Event("losses", 0, {"values": [1.0], "optimizers": [1]})
+    assert severities(unreached_parameter(msgspec.structs.replace(run, events=[took]))) == []
+
+
+def two_trainings(steps: int, *, detached: bool = False) -> Run:
+    """An encoder and a decoder, each with its own optimizer, that step in turn on one backward."""
+    torch.manual_seed(0)
+    encoder, decoder = nn.Sequential(nn.Linear(8, 32), nn.ReLU()), nn.Linear(32, 10)
+    both = nn.Sequential(encoder, decoder)
+    with gw.watch(both, every=1) as watch:
+        optimizers = [torch.optim.Adam(part.parameters(), lr=1e-3) for part in (encoder, decoder)]
+        for _ in range(steps):
+            x, y = torch.randn(32, 8), torch.randint(10, (32,))
+            code = encoder(x)
+            loss = cross_entropy(decoder(code.detach() if detached else code), y)
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+    return watch.run
+
+
+def test_of_two_optimizers_the_one_that_has_gradients_gives_the_update():
+    run = two_trainings(6, detached=True)
+    updates = [step.params["update_rms"] for step in run.steps]
+    owner = {param.name: param.group for param in run.header.params}
+    assert {group for group in owner.values() if group is not None} == {"0.0", "1.0"}
+    for column in updates:
+        moved = {param.group for param, update in zip(run.header.params, column, strict=True) if update}
+        assert moved == {"1.0"}
+    found = {finding.symptom: finding for finding in diagnose(run).findings}
+    assert found["unreached_parameter"].severity == "serious"
+    assert "undersized_update" not in found
+    assert diagnose(two_trainings(6)).verdict == "healthy"
+
+
+def stale() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model that was copied after its optimizer was made."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 10))
+    return copy.deepcopy(model), torch.optim.Adam(model.parameters(), lr=1e-3)
+
+
+def test_an_optimizer_that_holds_another_model_is_fatal():
+    model, optimizer = stale()
+    diagnosis = gw.check(model, (torch.randn(32, 8), torch.randint(10, (32,))), losses, optimizer)
+    (finding,) = diagnosis.findings
+    assert (finding.symptom, finding.severity) == ("unreached_parameter", "fatal")
+    assert finding.summary.startswith("no optimizer holds what the loss reaches: 0.weight, 0.bias, 2.weight and 1 more")
+    assert finding.summary.endswith("and the 4 tensors that are held get none")
+    assert [place.site for place in finding.where] == ["0", "2"]
+    assert "made for other tensors" in diagnosis.attributions[0].summary
+    with gw.watch(model, every=1) as watch:
+        for _ in range(60):
+            model.zero_grad()
+            losses(model, (torch.randn(32, 8), torch.randint(10, (32,)))).backward()
+            optimizer.step()
+    found = {finding.symptom: finding for finding in watch.diagnose().findings}
+    assert found["undersized_update"].severity == "serious"  # an optimizer of other tensors is none of this model's
+    assert "no optimizer was seen that holds one" in found["undersized_update"].summary
 
 
 def test_a_cut_is_located_between_two_parameters(check_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gradwell.measure.held import astray, unreached
 from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Attribution, Finding
 
@@ -27,6 +28,12 @@ def detached_graph(run: Run, _finding: Finding, step: Step) -> Attribution | Non
     Source:
         PyTorch, "Autograd mechanics"; Bengio, Léonard and Courville 2013 for hard decisions.
     """
+    if astray(run, unreached(run)):
+        text = (
+            "the optimizer was made for other tensors: make it after the last line that makes, copies or loads the "
+            "model, `optimizer = torch.optim.Adam(model.parameters())`, say"
+        )
+        return Attribution(0, "detached_graph", "condition", None, None, text)
     owned = [i for i, param in enumerate(run.header.params) if not param.frozen]
     known = [any(s.of("grad_rms", i) is not None for s in (step, *run.steps)) for i in owned]
     if all(known):

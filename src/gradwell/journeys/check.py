@@ -104,7 +104,8 @@ def _one_pass(
                 backward.close()
             backward.finish()
             trained = [p for p in parameters_of(modules_of(model)) if p.requires_grad]
-            recorder.add_parameters([*trained, *backward.parameters])
+            stepped = [p for g in (optimizer.param_groups if optimizer is not None else ()) for p in g["params"]]
+            recorder.add_parameters([*trained, *backward.parameters, *stepped])
             seconds = round(time.perf_counter() - started, 6)
             step = recorder.step(backward, 0, loss=loss.item(), time_s=seconds)
             return _with_update(step, optimizer, recorder)

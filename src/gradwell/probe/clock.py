@@ -98,6 +98,7 @@ class Monitor:
         self._burst = 0
         self._backward: Backward | None = None
         self._pending: Step | None = None
+        self._void = False  # the optimizer that stepped had nothing to step on, so that the pending step goes on
         self._weights: Weights | None = None
         self._scope = scope
         self._expecting = False
@@ -248,6 +249,9 @@ class Monitor:
             self._flush()
             if self.micro_steps:
                 self._step_done()
+        elif self._void:
+            self._void = False
+            self._flush()
         self.micro_steps += 1
         self._in_step += 1
         loss = _loss_of(outputs)
@@ -387,7 +391,9 @@ class Monitor:
         if self._rescue is not None:
             self._rescue.after(optimizer)
         self._losses.done(self.steps, self.recorder.number_of(optimizer))
-        self._timed(self._flush)
+        self._void = self._pending is not None and len(self.recorder.optimizers) > 1 and not _has_gradients(optimizer)
+        if not self._void:  # another one may step on the gradients of this backward
+            self._timed(self._flush)
         self._step_done()
 
     def _flush(self) -> None:
@@ -524,6 +530,11 @@ def _scale(scaler: Any, outputs: Any) -> Any:
 _MAKE_GRADS = _Patch(torch.autograd, "_make_grads", _make_grads)
 _OPTIMIZER = _Patch(torch.optim.Optimizer, "__init__", _optimizer_init)
 _SCALER = _Patch(torch.amp.GradScaler, "scale", _scale)
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer has anything to step on; gradients may have been set to None by its step's hooks."""
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _stop() -> None:

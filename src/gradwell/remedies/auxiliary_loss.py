@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from gradwell.measure.held import astray, unreached
 from gradwell.records.verdict import Prescription
 from gradwell.remedies._act import acting
 from gradwell.remedies._case import Case, Treats, middle
@@ -54,9 +56,9 @@ def auxiliary_loss(case: Case, *, weight: float = 0.3, cut: str = "") -> Prescri
         Szegedy et al. 2015 (weight 0.3 at a third and two thirds); Lee et al. 2015; Trinh et al. 2018 for sequences.
     """
     if case.symptom == "unreached_parameter":
-        return _unreached(case, weight)
+        return None if astray(case.run, unreached(case.run)) else _unreached(case, weight)
     total = case.total
-    if total is not None and total < 0:
+    if total is not None and -math.inf < total < 0:
         expected = f"the lower half has about {abs(total) / 2:.1f} decades to cross instead of {abs(total):.1f}"
     else:
         expected = "the lower half is half as far from a loss"

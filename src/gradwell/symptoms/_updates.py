@@ -12,7 +12,7 @@ from gradwell.records.run import Run, Step
 from gradwell.records.verdict import Where
 from gradwell.symptoms._words import needs_steps, where
 
-NO_UPDATE = "no update of a weight matrix was seen: there is no optimizer, or it took no step."
+NO_UPDATE = "no update of a weight matrix was seen: there is no optimizer, it took no step, or it holds none of them."
 
 
 def ratios(run: Run) -> list[tuple[Step, float]]:
@@ -69,14 +69,16 @@ def _grown(run: Run) -> set[int]:
 def matrices(run: Run, step: Step, grown: set[int]) -> list[tuple[int, float]]:
     """(parameter, update / weight) of the weights with two or more axes.
 
-    Left out: frozen ones, those without a gradient, those that started at zero (`grown`), and those that stand still
-    while others move, since it may not be their optimizer's turn.
+    Left out: frozen ones, those without a gradient, those that started at zero (`grown`), those that no optimizer holds
+    and that stand still, and those that stand still while others move, since it may not be their optimizer's turn.
     """
     found: list[tuple[int, float]] = []
-    params = run.header.params
+    params, held = run.header.params, bool(run.header.optimizers)
     columns = (step.all_of(name, len(params)) for name in ("weight_rms", "grad_rms", "update_rms"))
     for i, (param, weight, grad, update) in enumerate(zip(params, *columns, strict=False)):
         if len(param.shape) < 2 or param.frozen or i in grown or update is None or not weight or not grad:
+            continue
+        if held and param.group is None and not update:
             continue
         if all(map(math.isfinite, (weight, grad, update))):
             found.append((i, update / weight))

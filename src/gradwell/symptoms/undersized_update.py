@@ -78,7 +78,12 @@ def undersized_update(
     severity: Severity = "serious" if lost or (below >= bounds[1] and not _grows(found)) else "mild"
     limit = 10 ** -(bounds[1] if severity == "serious" else bounds[0])
     evidence = [Evidence("update / weight", value, "ratio", limit), judged_at(step)]
-    if value == 0:
+    if value == 0 and not run.header.optimizers:
+        text = (
+            "no step changes any weight, and no optimizer was seen that holds one; where there is one, it was made for "
+            "other tensors: make it after the last line that makes, copies or loads the model"
+        )
+    elif value == 0:
         text = f"no step changes any weight: the updates are rounded away in {run.header.dtype or 'this format'}"
     else:
         more = f", the limit of what {run.header.dtype} can add" if lost and run.header.dtype else ""

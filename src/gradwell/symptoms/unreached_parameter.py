@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gradwell.errors import NotMeasurable
+from gradwell.measure.held import astray, held, owner, took_sampled_steps, unreached
 from gradwell.records.net import NetConfig
 from gradwell.records.run import Param, Run
 from gradwell.records.verdict import Evidence, Finding, Severity, Where
@@ -41,27 +42,32 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
         and that does not move in any sampled step. An exact zero is a gradient. Measured is the share of the elements
         of all parameters to be trained: any finding is `mild` (from a share above it). More than half is `serious`
         where their modules were called: what they computed was cut off from the loss. Modules that no sampled step has
-        called are not counted for that: experts that a gate never takes leave training as it is without them.
+        called are not counted for that: experts that a gate never takes leave training as it is without them. Serious,
+        too, is one of several optimizers that takes sampled steps without a single gradient. Fatal is a training whose
+        optimizers hold nothing that the loss reaches, while other parameters get gradients: the model was copied,
+        loaded or built anew after the optimizer was made.
 
     When it is no problem:
         Frozen parameters (requires_grad=False) do not count. An expert or a head that is idle in one batch and gets a
-        gradient in another sampled step does not count either. With several optimizers, one whose parameters all go
-        without is taken as one whose turn was not sampled. A branch that is really unused costs memory only.
+        gradient in another sampled step does not count either. With several optimizers, one that took none of the
+        sampled steps is not judged. A branch that is really unused costs memory only.
 
     What helps first:
         Look between the last module that gets a gradient and the first that does not for .detach(), torch.no_grad(),
-        .item(), .numpy(), argmax, or a module that is built and never called; take out what is not used.
+        .item(), .numpy(), argmax, or a module that is built and never called; take out what is not used. Make the
+        optimizer after the last line that makes, copies or loads the model.
 
     Source:
         PyTorch, "Autograd mechanics"; DistributedDataParallel stops with an error on such parameters
         (find_unused_parameters).
     """
     needs_steps(run)
-    unreached = _unreached(run)
-    trained = _to_train(run, unreached)
+    without = unreached(run)
+    lost = astray(run, without)
+    trained = held(run) if lost else _to_train(run, without)
     if not trained:
         raise NotMeasurable("no parameter is known that is to be trained.")
-    missed = [i for i in trained if i in unreached]
+    missed = [i for i in trained if i in without]
     if not missed:
         return
     share = _elements(run, missed) / max(_elements(run, trained), 1)
@@ -70,50 +76,44 @@ def unreached_parameter(run: Run, *, mild: float = 0.0, serious: float = 0.5) ->
     idle = _never_called(run, missed)
     cut = _elements(run, missed) - _elements(run, idle)
     part = cut / max(_elements(run, trained) - _elements(run, idle), 1)
-    severity: Severity = "serious" if part > serious else "mild"
+    severity: Severity = "fatal" if lost else "serious" if part > serious or _void(run, trained, missed) else "mild"
     evidence = [
-        Evidence("elements without a gradient", share, "share", serious if severity == "serious" else mild),
+        Evidence("elements without a gradient", share, "share", mild if severity == "mild" else serious),
         Evidence("parameters without a gradient", len(missed), "parameters"),
         judged_at(run.steps[-1]),
     ]
-    text = (
-        f"{named([run.header.params[i] for i in missed])} never get{'s' if len(missed) == 1 else ''} a gradient: "
-        f"{len(missed)} of {len(trained)} parameters, {100 * share:.3g} % of the elements to be trained"
-        f"{'; no sampled step has called their modules' if idle == missed else ''}"
-    )
-    yield Finding(
-        "unreached_parameter", severity, _places(run, missed), run.steps[0].step, run.steps[-1].step, evidence, text
-    )
+    params = run.header.params
+    if lost:
+        text = (
+            f"no optimizer holds what the loss reaches: {named([params[i] for i in lost])} get a gradient and never "
+            f"move, and the {len(missed)} tensors that are held get none"
+        )
+    else:
+        text = (
+            f"{named([params[i] for i in missed])} never get{'s' if len(missed) == 1 else ''} a gradient: "
+            f"{len(missed)} of {len(trained)} parameters, {100 * share:.3g} % of the elements to be trained"
+            f"{'; no sampled loss uses what their modules give' if idle == missed else ''}"
+        )
+    first, last = run.steps[0].step, run.steps[-1].step
+    yield Finding("unreached_parameter", severity, _places(run, lost or missed), first, last, evidence, text)
 
 
-def _to_train(run: Run, unreached: set[int]) -> list[int]:
+def _to_train(run: Run, without: set[int]) -> list[int]:
     """Indices of the parameters that are meant to learn, without those of an optimizer whose turn was not sampled."""
     params = run.header.params
     if not run.header.optimizers:
         return [i for i, param in enumerate(params) if not param.frozen]
-    held = [i for i, param in enumerate(params) if param.group is not None and not param.frozen]
-    awake = {_owner(params[i]) for i in held if i not in unreached} if unreached else None
-    return held if awake is None else [i for i in held if (owner := _owner(params[i])) is None or owner in awake]
+    own = held(run)
+    if not without:
+        return own
+    awake = {owner(params[i]) for i in own if i not in without} | took_sampled_steps(run)
+    return [i for i in own if owner(params[i]) is None or owner(params[i]) in awake]
 
 
-def _owner(param: Param) -> str | None:
-    """The optimizer of a group that is written OPTIMIZER.GROUP, None where there is one optimizer only."""
-    owner, dot, _ = (param.group or "").partition(".")
-    return owner if dot else None
-
-
-def _unreached(run: Run) -> set[int]:
-    """The parameters that got no gradient in any sampled step and that no optimizer has moved.
-
-    With several backward passes a step only the first is sampled; optimizers leave what has no gradient where it is.
-    """
-    left = set(range(len(run.header.params)))
-    for step in run.steps:
-        grads, updates = (step.all_of(name, len(run.header.params)) for name in ("grad_rms", "update_rms"))
-        left = {i for i in left if grads[i] is None and not updates[i]}
-        if not left:
-            break
-    return left
+def _void(run: Run, trained: Sequence[int], missed: Sequence[int]) -> bool:
+    """Whether one of several optimizers takes its steps with nothing at all to step on."""
+    reached = {owner(run.header.params[i]) for i in set(trained) - set(missed)}
+    return any(name is not None and name not in reached for name in {owner(run.header.params[i]) for i in missed})
 
 
 def _never_called(run: Run, missed: Sequence[int]) -> list[int]:
